@@ -1,0 +1,1 @@
+"""The parts of ray.experimental that work on Skate."""

@@ -1,0 +1,5 @@
+"""Pool under its older name."""
+
+from skate.util.multiprocessing import Pool
+
+__all__ = ["Pool"]

@@ -1,0 +1,5 @@
+"""Functions as tasks."""
+
+from skate.remote_function import RemoteFunction
+
+__all__ = ["RemoteFunction"]

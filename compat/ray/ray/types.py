@@ -1,0 +1,5 @@
+"""Types for annotations."""
+
+from skate.types import ObjectRef
+
+__all__ = ["ObjectRef"]

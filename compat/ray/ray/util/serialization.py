@@ -1,0 +1,11 @@
+"""Serializers of one's own."""
+
+from skate.util.serialization import (
+    deregister_serializer,
+    register_serializer,
+)
+
+__all__ = [
+    "deregister_serializer",
+    "register_serializer",
+]

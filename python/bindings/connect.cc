@@ -1,0 +1,347 @@
+// The connection of this process: starting or joining a cluster, leaving it, asking the control service.
+#include <dlfcn.h>
+#include <unistd.h>
+
+#include <cstdlib>
+#include <nlohmann/json.hpp>
+
+#include "bindings/bindings.h"
+#include "wire/archive.h"
+#include "worker/local_cluster.h"
+
+namespace skate::bindings {
+
+namespace {
+
+std::shared_ptr<Runtime> current;
+std::shared_ptr<Runtime> previous;  // calls of other threads may still be on their way out of it
+std::unique_ptr<worker::LocalCluster> cluster;
+uint64_t epoch = 0;
+std::string job_runtime_env;
+
+constexpr int kStartTimeoutMs = 30'000;
+
+std::string text_of(PyObject* dict, const char* name) {
+  PyObject* value = PyDict_GetItemString(dict, name);
+  if (value == nullptr || !PyUnicode_Check(value)) return {};
+  Py_ssize_t size;
+  const char* text = PyUnicode_AsUTF8AndSize(value, &size);
+  return text == nullptr ? std::string() : std::string(text, static_cast<size_t>(size));
+}
+
+/// Python data that JSON knows, by Python's own json module.
+std::string json_of(PyObject* value) {
+  Object text(call_hook("json", "dumps", &value, 1));
+  const char* utf8 = text ? PyUnicode_AsUTF8(text.get()) : nullptr;
+  return utf8 == nullptr ? std::string() : std::string(utf8);
+}
+
+std::string daemon_path() {
+  Dl_info info{};
+  if (dladdr(reinterpret_cast<void*>(&daemon_path), &info) == 0 || info.dli_fname == nullptr) return "skated";
+  std::string path = info.dli_fname;
+  return path.substr(0, path.rfind('/')) + "/bin/skated";
+}
+
+bool add_number(PyObject* config, const char* name, const char* option, std::vector<std::string>& out) {
+  PyObject* value = PyDict_GetItemString(config, name);
+  if (value == nullptr || value == Py_None) return true;
+  Object text(PyObject_Str(value));
+  const char* utf8 = text ? PyUnicode_AsUTF8(text.get()) : nullptr;
+  if (utf8 == nullptr) return false;
+  out.insert(out.end(), {option, utf8});
+  return true;
+}
+
+bool add_json(PyObject* config, const char* name, const char* option, std::vector<std::string>& out) {
+  PyObject* value = PyDict_GetItemString(config, name);
+  if (value == nullptr || value == Py_None || PyObject_Size(value) == 0) return true;
+  std::string json = json_of(value);
+  if (json.empty()) return false;
+  out.insert(out.end(), {option, json});
+  return true;
+}
+
+bool node_arguments(PyObject* config, std::vector<std::string>& out) {
+  if (!add_number(config, "num_cpus", "--num-cpus", out) || !add_number(config, "num_gpus", "--num-gpus", out) ||
+      !add_number(config, "object_store_memory", "--object-store-memory", out) ||
+      !add_number(config, "memory", "--memory", out) || !add_json(config, "resources", "--resources", out) ||
+      !add_json(config, "labels", "--labels", out) || !add_json(config, "preload_modules", "--preload", out))
+    return false;
+  for (auto [name, option] : {std::pair{"python_executable", "--python"}, std::pair{"node_name", "--node-name"},
+                              std::pair{"spill_dir", "--spill-dir"}, std::pair{"node_ip_address", "--node-ip"}}) {
+    std::string text = text_of(config, name);
+    if (!text.empty()) out.insert(out.end(), {option, text});
+  }
+  nlohmann::json settings = nlohmann::json::object();
+  PyObject* limit = PyDict_GetItemString(config, "inline_limit_bytes");
+  if (limit != nullptr && limit != Py_None) settings["inline_limit_bytes"] = PyLong_AsLongLong(limit);
+  settings["logging_config"] = text_of(config, "logging_config");
+  out.insert(out.end(), {"--config", settings.dump()});
+  return PyErr_Occurred() == nullptr;
+}
+
+PyObject* id_bytes(const uint8_t* data, size_t size) {
+  return PyBytes_FromStringAndSize(reinterpret_cast<const char*>(data), static_cast<Py_ssize_t>(size));
+}
+
+PyObject* fail_connect(const Error& error) {
+  PyErr_SetString(PyExc_ConnectionError, error.message.c_str());
+  return nullptr;
+}
+
+}  // namespace
+
+Runtime* runtime_or_null() { return current.get(); }
+std::shared_ptr<Runtime> runtime_shared() { return current; }
+uint64_t connection_epoch() { return epoch; }
+const std::string& default_runtime_env() { return job_runtime_env; }
+
+Runtime* require_runtime() {
+  if (!current) {
+    PyErr_SetString(PyExc_RuntimeError, "this process is not connected to a cluster: call skate.init() first");
+    return nullptr;
+  }
+  if (current->in_forked_child()) {
+    PyErr_SetString(PyExc_RuntimeError,
+                    "this process was forked from one that is connected, and cannot use its connection: start it "
+                    "with the 'spawn' method of multiprocessing (arrays that were read before may still be read)");
+    return nullptr;
+  }
+  return current.get();
+}
+
+void set_job_json(const std::string& job_json) {
+  job_runtime_env.clear();
+  nlohmann::json job = nlohmann::json::parse(job_json, nullptr, false);
+  if (job.is_object() && job.contains("runtime_env") && job["runtime_env"].is_string())
+    job_runtime_env = job["runtime_env"].get<std::string>();
+}
+
+void adopt_runtime(std::unique_ptr<Runtime> runtime) {
+  ++epoch;
+  nlohmann::json config = nlohmann::json::parse(runtime->welcome().config_json, nullptr, false);
+  if (config.is_object() && config.contains("inline_limit_bytes") && config["inline_limit_bytes"].is_number_unsigned())
+    runtime->set_inline_limit(config["inline_limit_bytes"].get<uint64_t>());
+  current = std::move(runtime);
+}
+
+void set_error(const Error& error) {
+  switch (error.code) {
+    case ErrorCode::kTimeout:
+      raise_system_error("get_timeout", {{"message", error.message}});
+      return;
+    case ErrorCode::kInvalid:
+      PyErr_SetString(PyExc_ValueError, error.message.c_str());
+      return;
+    case ErrorCode::kCancelled:
+      if (PyErr_CheckSignals() == 0) PyErr_SetString(PyExc_RuntimeError, error.message.c_str());
+      return;
+    default:
+      raise_system_error("system", {{"message", error.message}});
+  }
+}
+
+PyObject* py_connect(PyObject*, PyObject* config) {
+  if (!PyDict_Check(config)) return PyErr_Format(PyExc_TypeError, "connect takes a dict");
+  if (current) return PyErr_Format(PyExc_RuntimeError, "this process is connected already");
+  std::string address = text_of(config, "address");
+  std::string socket_path;
+  if (address.empty() || address == "local") {
+    worker::LocalClusterOptions options;
+    options.skated = daemon_path();
+    options.session_base = text_of(config, "session_dir_base");
+    if (options.session_base.empty()) {
+      const char* tmp = std::getenv("TMPDIR");
+      options.session_base = std::string(tmp != nullptr && *tmp != '\0' ? tmp : "/tmp") + "/skate";
+      if (geteuid() != 0) options.session_base += "-" + std::to_string(geteuid());
+    }
+    if (!node_arguments(config, options.node_arguments)) return nullptr;
+    Error failure;
+    bool failed = false;
+    {
+      WithoutGil released;
+      Result<std::unique_ptr<worker::LocalCluster>> prepared = worker::LocalCluster::prepare(options);
+      if (prepared.ok()) {
+        cluster = std::move(*prepared);
+        if (Result<void> started = cluster->start(kStartTimeoutMs); !started.ok()) {
+          failure = started.error();
+          failed = true;
+          cluster.reset();
+        }
+      } else {
+        failure = prepared.error();
+        failed = true;
+      }
+    }
+    if (failed) return fail_connect(failure);
+    socket_path = cluster->socket_path();
+  } else if (address == "auto") {
+    return fail_connect({ErrorCode::kNotFound,
+                         "no cluster runs on this machine that could be joined; leave the address out to start one"});
+  } else {
+    socket_path = address;
+    if (socket_path.starts_with("unix:")) socket_path.erase(0, 5);
+    if (!socket_path.ends_with("/node.sock")) socket_path = socket_path.substr(0, socket_path.rfind("/control.sock")) + "/node.sock";
+    if (access(socket_path.c_str(), F_OK) != 0)
+      return fail_connect({ErrorCode::kNotFound, "no cluster answers at '" + address +
+                                                     "': pass the session directory of a cluster on this machine"});
+  }
+  std::string session_dir = socket_path.substr(0, socket_path.rfind('/'));
+  if (PyObject* prepare = PyDict_GetItemString(config, "prepare"); prepare != nullptr && prepare != Py_None) {
+    Object directory(PyUnicode_FromString(session_dir.c_str()));
+    Object done(directory ? PyObject_CallOneArg(prepare, directory.get()) : nullptr);
+    if (!done) {
+      cluster.reset();
+      return nullptr;
+    }
+  }
+  worker::ConnectOptions options;
+  options.socket_path = socket_path;
+  options.hello.version = SKATE_VERSION;
+  options.hello.kind = wire::ProcessKind::kDriver;
+  options.hello.pid = static_cast<int32_t>(getpid());
+  options.hello.language = "python";
+  options.hello.name_space = text_of(config, "namespace");
+  nlohmann::json job;
+  job["runtime_env"] = text_of(config, "runtime_env");
+  job["script_dir"] = text_of(config, "script_dir");
+  job["cwd"] = text_of(config, "cwd");
+  job["logging_config"] = text_of(config, "logging_config");
+  for (const char* name : {"sys_path", "job_metadata"}) {
+    PyObject* value = PyDict_GetItemString(config, name);
+    if (value == nullptr || value == Py_None) continue;
+    std::string json = json_of(value);
+    if (json.empty()) {
+      cluster.reset();
+      return nullptr;
+    }
+    job[name] = nlohmann::json::parse(json, nullptr, false);
+  }
+  options.hello.job_json = job.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+  PyObject* logs = PyDict_GetItemString(config, "log_to_driver");
+  options.hello.log_to_driver = logs != nullptr && PyObject_IsTrue(logs) == 1;
+  Result<std::unique_ptr<Runtime>> connected = [&] {
+    WithoutGil released;
+    return Runtime::connect(options);
+  }();
+  if (!connected.ok()) {
+    cluster.reset();
+    return fail_connect(connected.error());
+  }
+  adopt_runtime(std::move(*connected));
+  set_job_json(options.hello.job_json);
+  const wire::Welcome& welcome = current->welcome();
+  std::string session_name = welcome.session_dir.substr(welcome.session_dir.rfind('/') + 1);
+  return Py_BuildValue("{s:s,s:s,s:s,s:N,s:N,s:s,s:s,s:K,s:s}", "node_id", welcome.node.hex().c_str(), "session_dir",
+                       welcome.session_dir.c_str(), "session_name", session_name.c_str(), "job_id",
+                       id_bytes(welcome.job.data(), JobId::kSize), "worker_id",
+                       id_bytes(welcome.worker.data(), WorkerId::kSize), "node_ip_address", welcome.node_ip.c_str(),
+                       "gcs_address", welcome.control_address.c_str(), "object_store_bytes",
+                       static_cast<unsigned long long>(welcome.store_capacity_bytes), "version", SKATE_VERSION);
+}
+
+PyObject* py_disconnect(PyObject*, PyObject*) {
+  if (!current || current->in_forked_child()) Py_RETURN_NONE;
+  previous = std::move(current);
+  current.reset();
+  ++epoch;
+  job_runtime_env.clear();
+  {
+    WithoutGil released;
+    previous->stop();
+    cluster.reset();
+  }
+  Py_RETURN_NONE;
+}
+
+PyObject* py_is_connected(PyObject*, PyObject*) { return PyBool_FromLong(current != nullptr); }
+
+namespace {
+
+/// A control call that Ctrl-C may interrupt.
+Result<std::string> ask_control(Runtime& runtime, wire::ControlMethod method, const std::string& body) {
+  WithoutGil released;
+  return runtime.control_call(method, body, Clock::now() + std::chrono::seconds(60));
+}
+
+}  // namespace
+
+PyObject* py_control_call(PyObject*, PyObject* args) {
+  const char *method, *payload;
+  if (!PyArg_ParseTuple(args, "ss:control_call", &method, &payload)) return nullptr;
+  Runtime* runtime = require_runtime();
+  if (runtime == nullptr) return nullptr;
+  Result<std::string> reply =
+      ask_control(*runtime, wire::ControlMethod::kClusterInfo, wire::encode(wire::ClusterInfo{method, payload}));
+  if (!reply.ok()) {
+    set_error(reply.error());
+    return nullptr;
+  }
+  Result<wire::ClusterInfoReply> info = wire::decode<wire::ClusterInfoReply>(*reply);
+  if (!info.ok()) {
+    set_error(info.error());
+    return nullptr;
+  }
+  return PyUnicode_DecodeUTF8(info->json.data(), static_cast<Py_ssize_t>(info->json.size()), "replace");
+}
+
+/// _kv(operation: int, key: bytes, value: bytes, overwrite: bool, namespace: bytes) -> (found, value, keys)
+PyObject* py_kv(PyObject*, PyObject* args) {
+  int operation, overwrite;
+  const char *key, *value, *name_space;
+  Py_ssize_t key_size, value_size, space_size;
+  if (!PyArg_ParseTuple(args, "iy#y#py#:_kv", &operation, &key, &key_size, &value, &value_size, &overwrite,
+                        &name_space, &space_size))
+    return nullptr;
+  Runtime* runtime = require_runtime();
+  if (runtime == nullptr) return nullptr;
+  wire::Kv request;
+  secure_random_bytes(reinterpret_cast<uint8_t*>(&request.key), sizeof request.key);
+  request.operation = static_cast<wire::KvOperation>(operation);
+  request.name.assign(key, static_cast<size_t>(key_size));
+  request.value.assign(value, static_cast<size_t>(value_size));
+  request.name_space.assign(name_space, static_cast<size_t>(space_size));
+  request.overwrite = overwrite != 0;
+  Result<std::string> reply = ask_control(*runtime, wire::ControlMethod::kKv, wire::encode(request));
+  Result<wire::KvReply> decoded = reply.ok() ? wire::decode<wire::KvReply>(*reply) : Result<wire::KvReply>(reply.error());
+  if (!decoded.ok()) {
+    set_error(decoded.error());
+    return nullptr;
+  }
+  Object keys(PyList_New(0));
+  for (const std::string& name : decoded->keys) {
+    Object item(PyBytes_FromStringAndSize(name.data(), static_cast<Py_ssize_t>(name.size())));
+    if (!keys || !item || PyList_Append(keys.get(), item.get()) != 0) return nullptr;
+  }
+  return Py_BuildValue("(Oy#N)", decoded->found || decoded->erased != 0 ? Py_True : Py_False, decoded->value.data(),
+                       static_cast<Py_ssize_t>(decoded->value.size()), keys.release());
+}
+
+PyObject* py_next_log_batch(PyObject*, PyObject* args) {
+  PyObject* timeout;
+  if (!PyArg_ParseTuple(args, "O:next_log_batch", &timeout)) return nullptr;
+  std::shared_ptr<Runtime> runtime = current;
+  if (!runtime) Py_RETURN_NONE;
+  bool failed;
+  Clock::time_point until = deadline_of(timeout, &failed);
+  if (failed) return nullptr;
+  std::optional<wire::LogLines> lines;
+  {
+    WithoutGil released;
+    lines = runtime->next_logs(until);
+  }
+  if (!lines) Py_RETURN_NONE;
+  Object list(PyList_New(0));
+  uint64_t dropped = lines->dropped;
+  for (const wire::LogLine& line : lines->lines) {
+    Object item(Py_BuildValue("(isOy#K)", line.pid, line.source.c_str(), line.is_stderr ? Py_True : Py_False,
+                              line.text.data(), static_cast<Py_ssize_t>(line.text.size()),
+                              static_cast<unsigned long long>(dropped)));
+    dropped = 0;
+    if (!list || !item || PyList_Append(list.get(), item.get()) != 0) return nullptr;
+  }
+  return list.release();
+}
+
+}  // namespace skate::bindings

@@ -1,0 +1,433 @@
+// put, get, wait, and values between Python and the runtime.
+#include <algorithm>
+#include <cmath>
+
+#include "bindings/bindings.h"
+#include "store/client/copy.h"
+
+namespace skate::bindings {
+
+using worker::OutgoingValue;
+using worker::ReadyValue;
+using worker::WaitOutcome;
+
+PyObject* call_hook(const char* module, const char* name, PyObject* const* args, size_t count) {
+  Object loaded(PyImport_ImportModule(module));
+  if (!loaded) return nullptr;
+  Object function(PyObject_GetAttrString(loaded.get(), name));
+  if (!function) return nullptr;
+  return PyObject_Vectorcall(function.get(), args, count, nullptr);
+}
+
+namespace {
+
+void raise_instance(PyObject* exception) {  // steals nothing
+  PyErr_SetObject(reinterpret_cast<PyObject*>(Py_TYPE(exception)), exception);
+}
+
+/// The payload of an error value becomes the exception that get raises.
+PyObject* raise_error_value(const wire::ValueView& view, PyObject* payload) {
+  Object exception;
+  if (view.format() == wire::ValueFormat::kError) {
+    exception = Object(call_hook("skate._errors", "load_error", &payload, 1));
+  } else {
+    PyObject* kind = PyTuple_GetItem(payload, 0);
+    PyObject* fields = kind == nullptr ? nullptr : PyTuple_GetItem(payload, 1);
+    if (fields == nullptr) return nullptr;
+    if (PyObject* hex = PyDict_GetItemString(fields, "creation_error_hex")) {
+      Object bytes(PyObject_CallMethod(reinterpret_cast<PyObject*>(&PyBytes_Type), "fromhex", "O", hex));
+      if (!bytes || PyDict_SetItemString(fields, "creation_error", bytes.get()) != 0 ||
+          PyDict_DelItemString(fields, "creation_error_hex") != 0)
+        return nullptr;
+    }
+    PyObject* args[] = {kind, fields};
+    exception = Object(call_hook("skate._errors", "make_system_error", args, 2));
+  }
+  if (exception) raise_instance(exception.get());
+  return nullptr;
+}
+
+/// Refs of one value: adopted in one go, handed out one by one.
+struct RefContext {
+  Runtime* runtime;
+  std::vector<Entry*> adopted;
+  std::vector<bool> used;
+};
+
+PyObject* make_ref(void* context, uint32_t index, const ObjectId&, const wire::Address&) {
+  auto* refs = static_cast<RefContext*>(context);
+  Entry* entry = refs->adopted[index];
+  if (refs->used[index])
+    refs->runtime->add_handle(entry);
+  else
+    refs->used[index] = true;
+  return new_ref(entry);
+}
+
+PyObject* decode_view(Runtime& runtime, const wire::ValueView& view, PyObject* keeper, Entry* outer,
+                      worker::IncomingTask* task) {
+  if (view.ref_count() == 0) {
+    Object value(decode(view, keeper, DecodeHooks{make_ref, nullptr}));
+    if (value && view.is_error()) return raise_error_value(view, value.get());
+    return value.release();
+  }
+  std::vector<wire::ObjectRecord> records(view.ref_count());
+  std::vector<wire::Address> owners;
+  for (uint32_t i = 0; i < view.owner_count(); ++i) owners.push_back(view.owner(i));
+  for (uint32_t i = 0; i < view.ref_count(); ++i) {
+    wire::ValueRef ref = view.ref(i);
+    records[i] = {ref.id, owners[ref.owner]};
+  }
+  RefContext context{&runtime, runtime.adopt_refs(records, outer, task), std::vector<bool>(records.size())};
+  Object value(decode(view, keeper, DecodeHooks{make_ref, &context}));
+  for (size_t i = 0; i < context.adopted.size(); ++i)
+    if (!context.used[i]) runtime.drop_handle(context.adopted[i]);
+  if (value && view.is_error()) return raise_error_value(view, value.get());
+  return value.release();
+}
+
+}  // namespace
+
+PyObject* raise_system_error(const char* kind, const std::map<std::string, std::string>& fields) {
+  Object dict(PyDict_New());
+  if (!dict) return nullptr;
+  for (const auto& [name, text] : fields) {
+    Object value(PyUnicode_DecodeUTF8(text.data(), static_cast<Py_ssize_t>(text.size()), "replace"));
+    if (!value || PyDict_SetItemString(dict.get(), name.c_str(), value.get()) != 0) return nullptr;
+  }
+  Object kind_text(PyUnicode_FromString(kind));
+  PyObject* args[] = {kind_text.get(), dict.get()};
+  Object exception(call_hook("skate._errors", "make_system_error", args, 2));
+  if (exception) raise_instance(exception.get());
+  return nullptr;
+}
+
+bool outgoing(Runtime& runtime, const EncodedValue& encoded, OutgoingValue& out, const ObjectId* store_id,
+              bool is_error) {
+  size_t size = encoded.flat_size();
+  out.size_bytes = size;
+  out.is_error = is_error;
+  if (!encoded.refs().empty()) out.contained = runtime.pin_known(encoded.refs());
+  if (store_id == nullptr || size <= runtime.inline_limit_bytes()) {
+    out.inline_value = worker::Blob::create(size);
+    if (size < 1024 * 1024) {
+      encoded.write_to(out.inline_value->data());
+    } else {
+      WithoutGil released;
+      encoded.write_to(out.inline_value->data());
+    }
+    return true;
+  }
+  Error failure;
+  {
+    WithoutGil released;
+    Result<store::Writable> object = runtime.create_stored(*store_id, size);
+    if (object.ok()) {
+      encoded.write_to(object->data(), store::copy_in);
+      Result<void> sealed = runtime.store().seal(std::move(*object));
+      if (sealed.ok()) return true;
+      failure = sealed.error();
+    } else {
+      failure = object.error();
+    }
+  }
+  runtime.unpin_all(out.contained);
+  out.contained.clear();
+  raise_system_error(failure.code == ErrorCode::kIo ? "out_of_disk" : "object_store_full",
+                     {{"message", failure.message}});
+  return false;
+}
+
+bool to_blob(Runtime& runtime, PyObject* value, OutgoingValue& out, const ObjectId* store_id) {
+  EncodedValue encoded;
+  return encode(value, encode_hooks(), encoded) && outgoing(runtime, encoded, out, store_id, false);
+}
+
+PyObject* from_ready(Runtime& runtime, const ReadyValue& value, Entry* outer, worker::IncomingTask* task) {
+  Result<wire::ValueView> view = wire::parse_value(value.bytes());
+  if (!view.ok()) {
+    set_corrupt_error(view.error().message.c_str());
+    return nullptr;
+  }
+  if (view->buffer_count() == 0) return decode_view(runtime, *view, nullptr, outer, task);
+  std::shared_ptr<const void> owner;
+  if (value.view)
+    owner = value.view;
+  else
+    owner = std::make_shared<worker::BlobPtr>(value.blob);
+  std::span<const uint8_t> bytes = value.bytes();
+  Object keeper(new_pinned_buffer(bytes.data(), bytes.size(), std::move(owner)));
+  if (!keeper) return nullptr;
+  return decode_view(runtime, *view, keeper.get(), outer, task);
+}
+
+PyObject* from_argument(Runtime& runtime, worker::IncomingTask& task, const worker::IncomingTask::Arg& argument) {
+  if (argument.stored != nullptr) {
+    Result<ReadyValue> value = [&] {
+      WithoutGil released;
+      return runtime.read(argument.stored, Clock::time_point::max());
+    }();
+    if (!value.ok()) {
+      set_error(value.error());
+      return nullptr;
+    }
+    return from_ready(runtime, *value, argument.stored, nullptr);
+  }
+  Result<wire::ValueView> view = wire::parse_value(argument.value);
+  if (!view.ok()) {
+    set_corrupt_error(view.error().message.c_str());
+    return nullptr;
+  }
+  if (view->buffer_count() == 0) return decode_view(runtime, *view, nullptr, nullptr, &task);
+  // The record's memory is only 16-byte aligned inside: give the buffers a home of their own.
+  worker::BlobPtr copy = worker::Blob::copy(argument.value);
+  return from_ready(runtime, ReadyValue{copy, nullptr}, nullptr, &task);
+}
+
+Clock::time_point deadline_of(PyObject* timeout, bool* failed) {
+  *failed = false;
+  if (timeout == nullptr || timeout == Py_None) return Clock::time_point::max();
+  double seconds = PyFloat_AsDouble(timeout);
+  if (seconds == -1.0 && PyErr_Occurred() != nullptr) {
+    *failed = true;
+    return {};
+  }
+  if (std::isnan(seconds) || seconds > 1e9) return Clock::time_point::max();
+  return Clock::now() + std::chrono::nanoseconds(static_cast<int64_t>(std::max(0.0, seconds) * 1e9));
+}
+
+bool wait_for(Runtime& runtime, std::span<Entry* const> entries, size_t count, Clock::time_point until,
+              bool* timed_out) {
+  *timed_out = false;
+  for (;;) {
+    WaitOutcome outcome;
+    {
+      WithoutGil released;
+      outcome = runtime.wait(entries, count, until);
+    }
+    if (outcome == WaitOutcome::kReady) return true;
+    if (PyErr_CheckSignals() != 0) return false;
+    if (outcome == WaitOutcome::kTimeout) {
+      *timed_out = true;
+      return true;
+    }
+    if (require_runtime() != &runtime) return false;
+    if (runtime.stopped()) {
+      PyErr_SetString(PyExc_RuntimeError, "the connection to the cluster has ended");
+      return false;
+    }
+  }
+}
+
+namespace {
+
+PyObject* value_of(Runtime& runtime, Entry* entry, Clock::time_point until) {
+  // The value of a ready inline object never changes while a handle is held: no lock is needed.
+  if (entry->state.load(std::memory_order_acquire) == worker::ObjectState::kInline)
+    return from_ready(runtime, ReadyValue{entry->value, nullptr}, entry, nullptr);
+  Result<ReadyValue> value = [&] {
+    WithoutGil released;
+    return runtime.read(entry, until);
+  }();
+  if (value.ok()) return from_ready(runtime, *value, entry, nullptr);
+  if (value.error().code == ErrorCode::kTimeout)
+    return raise_system_error("get_timeout", {{"message", value.error().message}});
+  set_error(value.error());
+  return nullptr;
+}
+
+}  // namespace
+
+PyObject* py_put(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  if (count < 1 || count > 2) return PyErr_Format(PyExc_TypeError, "put takes a value and an owner");
+  Runtime* runtime = require_runtime();
+  if (runtime == nullptr) return nullptr;
+  if (is_ref(args[0])) {
+    PyErr_SetString(PyExc_TypeError,
+                    "an ObjectRef cannot be put: it is a ref already; put it inside a list if that is meant");
+    return nullptr;
+  }
+  ObjectId id = runtime->next_put_id();
+  OutgoingValue value;
+  if (!to_blob(*runtime, args[0], value, &id)) return nullptr;
+  return new_ref(runtime->put(id, std::move(value)));
+}
+
+PyObject* py_get(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  if (count != 2) return PyErr_Format(PyExc_TypeError, "get takes refs and a timeout");
+  Runtime* runtime = require_runtime();
+  if (runtime == nullptr) return nullptr;
+  bool failed = false;
+  if (is_ref(args[0])) {
+    Entry* entry = entry_of(args[0]);
+    if (entry == nullptr) return nullptr;
+    Clock::time_point until = deadline_of(args[1], &failed);
+    if (failed) return nullptr;
+    if (!entry->ready()) {
+      bool timed_out;
+      if (!wait_for(*runtime, {&entry, 1}, 1, until, &timed_out)) return nullptr;
+      if (timed_out) return raise_system_error("get_timeout", {{"message", "the value was not there in time"}});
+    }
+    return value_of(*runtime, entry, until);
+  }
+  Object list(PySequence_Fast(args[0], "get takes an ObjectRef or a list of them"));
+  if (!list) return nullptr;
+  Py_ssize_t size = PySequence_Fast_GET_SIZE(list.get());
+  std::vector<Entry*> entries(static_cast<size_t>(size));
+  size_t ready = 0;
+  for (Py_ssize_t i = 0; i < size; ++i) {
+    PyObject* item = PySequence_Fast_GET_ITEM(list.get(), i);
+    if (!is_ref(item))
+      return PyErr_Format(PyExc_TypeError, "get takes ObjectRefs; element %zd is a %s", i, Py_TYPE(item)->tp_name);
+    entries[static_cast<size_t>(i)] = entry_of(item);
+    if (entries[static_cast<size_t>(i)] == nullptr) return nullptr;
+    ready += entries[static_cast<size_t>(i)]->ready();
+  }
+  Clock::time_point until = deadline_of(args[1], &failed);
+  if (failed) return nullptr;
+  if (ready < entries.size()) {
+    std::vector<Entry*> unique = entries;
+    std::sort(unique.begin(), unique.end());
+    unique.erase(std::unique(unique.begin(), unique.end()), unique.end());
+    bool timed_out;
+    if (!wait_for(*runtime, unique, unique.size(), until, &timed_out)) return nullptr;
+    if (timed_out) {
+      size_t missing = 0;
+      for (Entry* entry : entries) missing += !entry->ready();
+      return raise_system_error("get_timeout", {{"message", std::to_string(missing) + " of " +
+                                                                std::to_string(entries.size()) +
+                                                                " values were not there in time"}});
+    }
+  }
+  Object out(PyList_New(size));
+  if (!out) return nullptr;
+  for (Py_ssize_t i = 0; i < size; ++i) {
+    PyObject* value = value_of(*runtime, entries[static_cast<size_t>(i)], until);
+    if (value == nullptr) return nullptr;
+    PyList_SET_ITEM(out.get(), i, value);
+  }
+  return out.release();
+}
+
+PyObject* py_wait(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  if (count != 4) return PyErr_Format(PyExc_TypeError, "wait takes refs, num_returns, timeout and fetch_local");
+  Runtime* runtime = require_runtime();
+  if (runtime == nullptr) return nullptr;
+  if (!PyList_Check(args[0])) return PyErr_Format(PyExc_TypeError, "wait takes a list of ObjectRefs");
+  Py_ssize_t size = PyList_GET_SIZE(args[0]);
+  Py_ssize_t wanted = PyLong_AsSsize_t(args[1]);
+  if (wanted == -1 && PyErr_Occurred() != nullptr) return nullptr;
+  // A number for this call marks what it has seen: duplicates are found in one pass, under the GIL.
+  static uint32_t mark = 0;
+  if (++mark == 0) ++mark;
+  const uint32_t my_mark = mark;
+  std::vector<Entry*> entries(static_cast<size_t>(size));
+  size_t ready = 0;
+  for (Py_ssize_t i = 0; i < size; ++i) {
+    PyObject* item = PyList_GET_ITEM(args[0], i);
+    if (!is_ref(item))
+      return PyErr_Format(PyExc_TypeError, "wait takes ObjectRefs; element %zd is a %s", i, Py_TYPE(item)->tp_name);
+    Entry* entry = entry_of(item);
+    if (entry == nullptr) return nullptr;
+    if (entry->wait_mark == my_mark) {
+      PyErr_SetString(PyExc_ValueError, "wait takes each ObjectRef once; the list holds one of them twice");
+      return nullptr;
+    }
+    entry->wait_mark = my_mark;
+    entries[static_cast<size_t>(i)] = entry;
+    ready += entry->ready();
+  }
+  if (wanted <= 0 || wanted > size)
+    return PyErr_Format(PyExc_ValueError, "num_returns must be from 1 to the number of refs (%zd), not %zd", size,
+                        wanted);
+  bool failed;
+  Clock::time_point until = deadline_of(args[2], &failed);
+  if (failed) return nullptr;
+  if (ready < static_cast<size_t>(wanted)) {
+    Object hold(PySequence_List(args[0]));  // the caller's list may change while the GIL is released
+    if (!hold) return nullptr;
+    bool timed_out;
+    if (!wait_for(*runtime, entries, static_cast<size_t>(wanted), until, &timed_out)) return nullptr;
+  }
+  if (PyList_GET_SIZE(args[0]) != size) {
+    PyErr_SetString(PyExc_RuntimeError, "the list of refs changed while wait ran");
+    return nullptr;
+  }
+  std::vector<bool> chosen(static_cast<size_t>(size));
+  Py_ssize_t found = 0;
+  for (Py_ssize_t i = 0; i < size && found < wanted; ++i) {
+    chosen[static_cast<size_t>(i)] = entries[static_cast<size_t>(i)]->ready();
+    found += chosen[static_cast<size_t>(i)];
+  }
+  Object done(PyList_New(found)), rest(PyList_New(size - found));
+  if (!done || !rest) return nullptr;
+  Py_ssize_t d = 0, r = 0;
+  for (Py_ssize_t i = 0; i < size; ++i) {
+    PyObject* item = Py_NewRef(PyList_GET_ITEM(args[0], i));
+    if (chosen[static_cast<size_t>(i)])
+      PyList_SET_ITEM(done.get(), d++, item);
+    else
+      PyList_SET_ITEM(rest.get(), r++, item);
+  }
+  return Py_BuildValue("(NN)", done.release(), rest.release());
+}
+
+// --- callbacks -------------------------------------------------------------------------------
+
+namespace {
+
+/// Python's side of the dispatcher: a daemon thread that runs callbacks in order.
+PyObject* dispatch_callbacks(PyObject*, PyObject*) {
+  std::shared_ptr<Runtime> runtime = runtime_shared();
+  if (!runtime) Py_RETURN_NONE;
+  for (;;) {
+    std::optional<uint64_t> cookie;
+    {
+      WithoutGil released;
+      cookie = runtime->next_callback();
+    }
+    if (!cookie) Py_RETURN_NONE;
+    Object callback(reinterpret_cast<PyObject*>(*cookie));
+    Object result(PyObject_CallNoArgs(callback.get()));
+    if (!result) PyErr_WriteUnraisable(callback.get());
+  }
+}
+
+PyMethodDef dispatch_method = {"skate_callbacks", dispatch_callbacks, METH_NOARGS, nullptr};
+uint64_t dispatcher_epoch = 0;
+
+}  // namespace
+
+/// Makes sure that the dispatcher runs; the cookie is the callback itself, one reference.
+bool start_callback(PyObject* callback, uint64_t* cookie) {
+  if (dispatcher_epoch != connection_epoch()) {
+    Object threading(PyImport_ImportModule("threading"));
+    Object target(PyCFunction_New(&dispatch_method, nullptr));
+    if (!threading || !target) return false;
+    Object kwargs(Py_BuildValue("{s:O,s:s,s:O}", "target", target.get(), "name", "skate-callbacks", "daemon", Py_True));
+    Object type(PyObject_GetAttrString(threading.get(), "Thread"));
+    Object none(PyTuple_New(0));
+    if (!kwargs || !type || !none) return false;
+    Object thread(PyObject_Call(type.get(), none.get(), kwargs.get()));
+    if (!thread) return false;
+    Object started(PyObject_CallMethod(thread.get(), "start", nullptr));
+    if (!started) return false;
+    dispatcher_epoch = connection_epoch();
+  }
+  *cookie = reinterpret_cast<uint64_t>(Py_NewRef(callback));
+  return true;
+}
+
+PyObject* py_on_ready(PyObject*, PyObject* args) {
+  PyObject *ref, *callback;
+  if (!PyArg_ParseTuple(args, "OO:on_ready", &ref, &callback)) return nullptr;
+  if (!is_ref(ref)) return PyErr_Format(PyExc_TypeError, "on_ready takes an ObjectRef");
+  Entry* entry = entry_of(ref);
+  uint64_t cookie;
+  if (entry == nullptr || !start_callback(callback, &cookie)) return nullptr;
+  // The callback holds the ref in all uses; the entry must live until it has run all the same.
+  require_runtime()->notify_when_ready(entry, cookie);
+  Py_RETURN_NONE;
+}
+
+}  // namespace skate::bindings

@@ -1,0 +1,846 @@
+// The worker's side in Python: the loop of the main thread, running tasks and actor calls, their context.
+#include <pthread.h>
+#include <signal.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include <map>
+#include <nlohmann/json.hpp>
+
+#include "bindings/bindings.h"
+
+namespace skate::bindings {
+
+using worker::IncomingTask;
+using worker::OutgoingValue;
+using worker::WaitOutcome;
+using TaskPtr = std::shared_ptr<IncomingTask>;
+
+namespace {
+
+thread_local TaskPtr running;     // of this thread
+pthread_t main_thread;
+TaskPtr main_task;                // what the main thread runs; guarded by main_task_mutex
+std::mutex main_task_mutex;       // shared with the thread that delivers cancellations
+int exit_code = -1;               // set: the worker ends after the current task
+
+/// The actor that lives in this process.
+struct ActorState {
+  wire::ActorSpec spec;
+  uint64_t incarnation = 0;
+  PyObject* instance = nullptr;
+  std::map<std::string, PyObject*> methods;  // guarded by the GIL
+  std::shared_ptr<const wire::LeaseInfo> lease;
+  bool alive = false;
+};
+ActorState actor;
+uint64_t calls_done = 0;
+const void* counted_function = nullptr;
+
+PyObject* hook(const char* name) {
+  static std::map<std::string, PyObject*> hooks;
+  PyObject*& found = hooks[name];
+  if (found == nullptr) {
+    Object module(PyImport_ImportModule("skate._worker"));
+    if (module) found = PyObject_GetAttrString(module.get(), name);
+  }
+  return found;
+}
+
+struct AsyncCallObject {
+  PyObject_HEAD
+  TaskPtr task;
+};
+PyTypeObject* async_call_type = nullptr;
+bool serves_loop = false;
+
+/// The task that the calling code belongs to: of this thread, or of this coroutine.
+TaskPtr current_task() {
+  if (running) return running;
+  if (!serves_loop) return nullptr;
+  PyObject* variable = hook("current_call");
+  PyObject* call = nullptr;
+  if (variable == nullptr || PyContextVar_Get(variable, nullptr, &call) != 0) {
+    PyErr_Clear();
+    return nullptr;
+  }
+  Object held(call);
+  if (call == nullptr || Py_TYPE(call) != async_call_type) return nullptr;
+  return reinterpret_cast<AsyncCallObject*>(call)->task;
+}
+
+std::string display_name(const IncomingTask& task) {
+  if (task.create) return task.create->spec.class_name + ".__init__";
+  return task.name;
+}
+
+// --- results ---------------------------------------------------------------------------------
+
+ObjectId result_id(const IncomingTask& task, uint32_t index) { return ObjectId::of(task.header.task, index + 1); }
+
+/// The pending Python exception as an error value; clears it. `retry` says whether retry_exceptions covers it.
+bool error_value(Runtime& runtime, IncomingTask& task, PyObject* callable, OutgoingValue& out, bool* retry) {
+  PyObject *type, *value, *traceback;
+  PyErr_Fetch(&type, &value, &traceback);
+  PyErr_NormalizeException(&type, &value, &traceback);
+  if (traceback != nullptr) PyException_SetTraceback(value, traceback);
+  Object held_type(type), held_traceback(traceback), exception(value);
+  *retry = false;
+  if (task.header.retry_exceptions != 0 && !PyErr_GivenExceptionMatches(value, PyExc_KeyboardInterrupt)) {
+    PyObject* args[] = {value, callable == nullptr ? Py_None : callable};
+    Object answer(PyObject_Vectorcall(hook("should_retry"), args, 2, nullptr));
+    if (!answer)
+      PyErr_WriteUnraisable(callable);
+    else
+      *retry = PyObject_IsTrue(answer.get()) == 1;
+  }
+  ActorId owner = task.create ? task.create->spec.actor : task.header.task.actor();
+  Object name(PyUnicode_FromString(display_name(task).c_str()));
+  Object actor_hex(PyUnicode_FromString(owner.is_nil() ? "" : owner.hex().c_str()));
+  EncodedValue encoded;
+  Object payload;
+  {
+    EncodeScope scope(encode_hooks(), encoded);
+    PyObject* args[] = {value, name.get(), actor_hex.get()};
+    payload = Object(PyObject_Vectorcall(hook("make_task_error"), args, 3, nullptr));
+  }
+  return payload && encode_payload(wire::ValueFormat::kError, payload.get(), encoded) &&
+         outgoing(runtime, encoded, out, nullptr, true);
+}
+
+void finish_with_error(Runtime& runtime, const TaskPtr& task, PyObject* callable) {
+  bool exit_asked = PyErr_ExceptionMatches(hook("ActorExitRequest")) != 0;
+  bool system_exit = !exit_asked && PyErr_ExceptionMatches(PyExc_SystemExit) != 0;
+  bool interrupted = task->cancelled.load() && PyErr_ExceptionMatches(PyExc_KeyboardInterrupt) != 0;
+  if (exit_asked) {
+    // The caller hears of the end as of an intended death, through control.
+    PyErr_Clear();
+    exit_code = 0;
+    return;
+  }
+  if (system_exit) {
+    PyObject *type, *value, *traceback;
+    PyErr_Fetch(&type, &value, &traceback);
+    PyErr_NormalizeException(&type, &value, &traceback);
+    Object held_type(type), held(value), held_traceback(traceback);
+    Object code(value == nullptr ? nullptr : PyObject_GetAttrString(value, "code"));
+    exit_code = code && PyLong_Check(code.get()) ? static_cast<int>(PyLong_AsLong(code.get())) : (code && code.get() != Py_None);
+    PyErr_Clear();
+    return;
+  }
+  OutgoingValue error;
+  bool retry = false;
+  if (!error_value(runtime, *task, callable, error, &retry)) {
+    PyErr_Print();
+    exit_code = 1;
+    return;
+  }
+  wire::TaskStatus status = interrupted ? wire::TaskStatus::kCancelled
+                            : retry     ? wire::TaskStatus::kRaisedRetryable
+                                        : wire::TaskStatus::kRaised;
+  size_t count = task->header.mode == wire::ReturnMode::kStatic ? task->header.num_returns : 1;
+  std::vector<OutgoingValue> results;
+  for (size_t i = 0; i < count; ++i) {
+    OutgoingValue copy;
+    copy.inline_value = error.inline_value;
+    copy.size_bytes = error.size_bytes;
+    copy.is_error = true;
+    if (i == 0) copy.contained = error.contained;
+    results.push_back(std::move(copy));
+  }
+  if (count == 0) runtime.unpin_all(error.contained);
+  runtime.finish(task, status, std::move(results), false);
+}
+
+bool encode_results(Runtime& runtime, IncomingTask& task, PyObject* value, std::vector<OutgoingValue>& out) {
+  uint32_t wanted = task.header.num_returns;
+  if (wanted == 1) {
+    ObjectId id = result_id(task, 0);
+    out.resize(1);
+    return to_blob(runtime, value, out[0], &id);
+  }
+  if (wanted == 0) return true;
+  Object items(PySequence_Check(value) && !PyUnicode_Check(value) ? PySequence_Fast(value, "") : nullptr);
+  if (!items && PyIter_Check(value)) {
+    PyErr_Clear();
+    items = Object(PySequence_List(value));
+    if (!items) return false;
+  }
+  if (!items) {
+    PyErr_Clear();
+    PyErr_Format(PyExc_ValueError, "the task has num_returns=%u but returned a %s, which is no sequence", wanted,
+                 Py_TYPE(value)->tp_name);
+    return false;
+  }
+  Py_ssize_t size = PySequence_Fast_GET_SIZE(items.get());
+  if (size != static_cast<Py_ssize_t>(wanted)) {
+    PyErr_Format(PyExc_ValueError, "the task has num_returns=%u but returned %zd values", wanted, size);
+    return false;
+  }
+  out.resize(wanted);
+  for (uint32_t i = 0; i < wanted; ++i) {
+    ObjectId id = result_id(task, i);
+    if (!to_blob(runtime, PySequence_Fast_GET_ITEM(items.get(), i), out[i], &id)) {
+      for (uint32_t done = 0; done < i; ++done) {
+        runtime.unpin_all(out[done].contained);
+        if (!out[done].inline_value) runtime.store().erase(result_id(task, done));
+      }
+      out.clear();
+      return false;
+    }
+  }
+  return true;
+}
+
+/// Sends one item of a stream, waiting for room. 1: sent; 0: nobody listens any more; -1: Python error set.
+int yield_item(Runtime& runtime, const TaskPtr& task, PyObject* item) {
+  while (!runtime.may_send_item(*task)) {
+    {
+      WithoutGil released;
+      runtime.wait_for_credit(task);
+    }
+    if (PyErr_CheckSignals() != 0) return -1;
+    if (task->cancelled.load() || runtime.should_exit()) return 0;
+  }
+  OutgoingValue value;
+  ObjectId id = runtime.item_id(*task);
+  if (!to_blob(runtime, item, value, &id)) return -1;
+  return runtime.send_item(task, std::move(value)) ? 1 : 0;
+}
+
+/// Drives a sync generator to its end.
+bool stream_results(Runtime& runtime, const TaskPtr& task, PyObject* generator) {
+  Object iterator(PyObject_GetIter(generator));
+  if (!iterator) return false;
+  for (;;) {
+    Object item(PyIter_Next(iterator.get()));
+    if (!item) return PyErr_Occurred() == nullptr;
+    int sent = yield_item(runtime, task, item.get());
+    if (sent < 0) return false;
+    if (sent == 0) {
+      Object closed(PyObject_HasAttrString(generator, "close") ? PyObject_CallMethod(generator, "close", nullptr)
+                                                               : Py_NewRef(Py_None));
+      return static_cast<bool>(closed);
+    }
+  }
+}
+
+/// num_returns="dynamic": the items are the stream's; the one result is a generator over their refs, which the
+/// caller owns.
+PyObject* dynamic_value(Runtime& runtime, const TaskPtr& task) {
+  Object refs(PyList_New(0));
+  if (!refs) return nullptr;
+  std::vector<wire::ObjectRecord> records;
+  for (uint64_t i = 0; i < task->stream_items; ++i)
+    records.push_back({ObjectId::of(task->header.task, static_cast<uint32_t>(i + 2)), task->from->address});
+  for (Entry* entry : runtime.adopt_refs(records, nullptr, task.get())) {
+    Object ref(new_ref(entry));
+    if (!ref || PyList_Append(refs.get(), ref.get()) != 0) return nullptr;
+  }
+  PyObject* argument = refs.get();
+  return call_hook("skate._streaming", "DynamicObjectRefGenerator", &argument, 1);
+}
+
+// --- arguments and callables -----------------------------------------------------------------
+
+bool load_arguments(Runtime& runtime, const TaskPtr& task, Object& positional, Object& named) {
+  size_t count = 0;
+  for (const IncomingTask::Arg& argument : task->arguments) count += argument.keyword.empty();
+  positional = Object(PyTuple_New(static_cast<Py_ssize_t>(count)));
+  if (!positional) return false;
+  Py_ssize_t at = 0;
+  for (size_t i = 0; i < task->arguments.size(); ++i) {
+    const IncomingTask::Arg& argument = task->arguments[i];
+    Object value(from_argument(runtime, *task, argument));
+    if (!value) return false;
+    if (argument.keyword.empty()) {
+      PyTuple_SET_ITEM(positional.get(), at++, value.release());
+      continue;
+    }
+    if (!named) named = Object(PyDict_New());
+    Object key(PyUnicode_DecodeUTF8(argument.keyword.data(), static_cast<Py_ssize_t>(argument.keyword.size()), nullptr));
+    if (!named || !key || PyDict_SetItem(named.get(), key.get(), value.get()) != 0) return false;
+  }
+  return true;
+}
+
+/// New reference.
+PyObject* callable_of(const TaskPtr& task) {
+  if (task->function) {
+    auto* loaded = static_cast<PyObject*>(task->function->loaded);
+    if (loaded == nullptr) {
+      Object blob(PyBytes_FromStringAndSize(task->function->blob.data(),
+                                            static_cast<Py_ssize_t>(task->function->blob.size())));
+      PyObject* argument = blob.get();
+      loaded = blob ? PyObject_Vectorcall(hook("load_function"), &argument, 1, nullptr) : nullptr;
+      if (loaded == nullptr) return nullptr;
+      task->function->loaded = Py_NewRef(loaded);
+      return loaded;
+    }
+    return Py_NewRef(loaded);
+  }
+  if (!actor.alive) return PyErr_Format(PyExc_RuntimeError, "the actor is not there yet");
+  PyObject*& method = actor.methods[task->method];
+  if (method == nullptr) {
+    Object name(PyUnicode_FromString(task->method.c_str()));
+    PyObject* args[] = {actor.instance, name.get()};
+    method = name ? PyObject_Vectorcall(hook("bind_method"), args, 2, nullptr) : nullptr;
+    if (method == nullptr) {
+      actor.methods.erase(task->method);
+      return nullptr;
+    }
+  }
+  return Py_NewRef(method);
+}
+
+void show_devices(const wire::LeaseInfo* lease, Runtime& runtime) {
+  static std::string shown = "-";
+  if (!runtime.welcome().node_resources.contains("GPU")) return;
+  std::string devices;
+  if (lease != nullptr)
+    if (auto gpus = lease->instances.find("GPU"); gpus != lease->instances.end())
+      for (uint32_t id : gpus->second) devices += (devices.empty() ? "" : ",") + std::to_string(id);
+  if (devices == shown) return;
+  shown = devices;
+  Object os(PyImport_ImportModule("os"));
+  Object environ(os ? PyObject_GetAttrString(os.get(), "environ") : nullptr);
+  Object text(PyUnicode_FromString(devices.c_str()));
+  if (!environ || !text || PyMapping_SetItemString(environ.get(), "CUDA_VISIBLE_DEVICES", text.get()) != 0)
+    PyErr_WriteUnraisable(nullptr);
+}
+
+void create_instance(Runtime& runtime, const TaskPtr& task) {
+  const wire::ActorSpec& spec = task->create->spec;
+  actor.spec = spec;
+  actor.incarnation = task->create->incarnation;
+  actor.lease = task->lease;
+  Object blob(PyBytes_FromStringAndSize(spec.class_blob.data(), static_cast<Py_ssize_t>(spec.class_blob.size())));
+  PyObject* blob_argument = blob.get();
+  Object cls(blob ? PyObject_Vectorcall(hook("load_class"), &blob_argument, 1, nullptr) : nullptr);
+  Object positional, named, instance;
+  if (cls && load_arguments(runtime, task, positional, named)) {
+    if (!named) named = Object(PyDict_New());
+    PyObject* args[] = {cls.get(), positional.get(), named.get()};
+    instance = Object(PyObject_Vectorcall(hook("create_actor_instance"), args, 3, nullptr));
+  }
+  positional = Object();
+  named = Object();
+  if (!instance) {
+    OutgoingValue error;
+    bool retry;
+    bool exits = PyErr_ExceptionMatches(PyExc_SystemExit) != 0;
+    if (exits) PyErr_Clear();
+    if (!exits && !error_value(runtime, *task, nullptr, error, &retry)) PyErr_Print();
+    runtime.finish_actor_creation(task, false, error.inline_value);
+    exit_code = exits ? 0 : 1;
+    return;
+  }
+  actor.instance = instance.release();
+  actor.alive = true;
+  if (spec.max_concurrency > 1 || !spec.concurrency_groups.empty() || spec.is_asyncio) runtime.read_calls_at_once();
+  for (const auto& [group, limit] : spec.concurrency_groups)
+    if (!spec.is_asyncio) runtime.serve_group(group);
+  if (spec.is_asyncio) runtime.keep_groups();
+  runtime.set_max_concurrency(static_cast<uint32_t>(spec.max_concurrency));
+  runtime.finish_actor_creation(task, true, nullptr);
+}
+
+void run_task(Runtime& runtime, const TaskPtr& task) {
+  running = task;
+  bool on_main = pthread_equal(pthread_self(), main_thread) != 0;
+  if (on_main) {
+    std::lock_guard lock(main_task_mutex);
+    main_task = task;
+  }
+  std::string name = task->create ? task->create->spec.class_name : (actor.alive ? actor.spec.class_name : task->name);
+  runtime.set_source(name);
+  if (on_main && !actor.alive) show_devices(task->lease.get(), runtime);
+  if (task->create) {
+    create_instance(runtime, task);
+  } else if (task->cancelled.load()) {
+    PyErr_SetNone(PyExc_KeyboardInterrupt);
+    finish_with_error(runtime, task, nullptr);
+  } else {
+    Object callable(callable_of(task));
+    Object positional, named, value;
+    if (callable && load_arguments(runtime, task, positional, named))
+      value = Object(PyObject_Call(callable.get(), positional.get(), named.get()));
+    // The task's own names go before its refs are looked at: what it does not keep is not borrowed.
+    positional = Object();
+    named = Object();
+    std::vector<OutgoingValue> results;
+    bool ok = static_cast<bool>(value);
+    if (ok && task->header.mode != wire::ReturnMode::kStatic) {
+      ok = stream_results(runtime, task, value.get());
+      if (ok) value = task->header.mode == wire::ReturnMode::kDynamic ? Object(dynamic_value(runtime, task))
+                                                                     : Object(Py_NewRef(Py_None));
+      ok = ok && value;
+      if (ok) {
+        results.resize(1);
+        ObjectId id = result_id(*task, 0);
+        ok = to_blob(runtime, value.get(), results[0], &id);
+      }
+    } else if (ok) {
+      ok = encode_results(runtime, *task, value.get(), results);
+    }
+    value = Object();
+    if (ok) {
+      bool exits = false;
+      if (task->header.max_calls != 0) {
+        if (counted_function != task->function.get()) calls_done = 0;
+        counted_function = task->function.get();
+        exits = ++calls_done >= task->header.max_calls;
+      }
+      runtime.finish(task, wire::TaskStatus::kOk, std::move(results), exits);
+      if (exits) exit_code = 0;
+    } else {
+      finish_with_error(runtime, task, callable.get());
+    }
+  }
+  if (on_main) {
+    {
+      std::lock_guard lock(main_task_mutex);
+      main_task = nullptr;
+    }
+    // A cancellation that came too late must not hit the next task.
+    if (PyErr_CheckSignals() != 0) PyErr_Clear();
+  }
+  running = nullptr;
+}
+
+void deliver_cancel(Runtime& runtime, const TaskPtr& task, bool recursive) {
+  if (recursive) runtime.cancel_children(task->header.task, false);
+  if (actor.alive) return;  // a method sees it by is_canceled; a coroutine is cancelled by its loop
+  std::lock_guard lock(main_task_mutex);
+  if (main_task == task) pthread_kill(main_thread, SIGINT);
+}
+
+/// The loop of a further thread of a threaded actor.
+PyObject* serve_group_thread(PyObject* group_name, PyObject*) {
+  std::shared_ptr<Runtime> runtime = runtime_shared();
+  const char* group = PyUnicode_AsUTF8(group_name);
+  if (!runtime || group == nullptr) return nullptr;
+  std::string name = group;
+  for (;;) {
+    TaskPtr task;
+    {
+      WithoutGil released;
+      task = runtime->next_task(name, false);
+    }
+    if (!task || exit_code >= 0) Py_RETURN_NONE;
+    run_task(*runtime, task);
+    if (exit_code >= 0) {
+      runtime->request_exit({wire::DeathKind::kIntended, exit_code, 0, 0, "the actor ended itself", {}, {}});
+      Py_RETURN_NONE;
+    }
+  }
+}
+PyMethodDef serve_group_method = {"skate_actor_thread", serve_group_thread, METH_NOARGS, nullptr};
+
+bool start_threads(const std::string& group, int32_t count) {
+  Object threading(PyImport_ImportModule("threading"));
+  Object type(threading ? PyObject_GetAttrString(threading.get(), "Thread") : nullptr);
+  for (int32_t i = 0; i < count; ++i) {
+    Object name(PyUnicode_FromString(group.c_str()));
+    Object target(name ? PyCFunction_New(&serve_group_method, name.get()) : nullptr);
+    Object kwargs(target ? Py_BuildValue("{s:O,s:O}", "target", target.get(), "daemon", Py_True) : nullptr);
+    Object none(PyTuple_New(0));
+    Object thread(type && kwargs && none ? PyObject_Call(type.get(), none.get(), kwargs.get()) : nullptr);
+    Object started(thread ? PyObject_CallMethod(thread.get(), "start", nullptr) : nullptr);
+    if (!started) return false;
+  }
+  return true;
+}
+
+// --- asyncio actors --------------------------------------------------------------------------
+
+struct AsyncActorObject {
+  PyObject_HEAD
+  int fd;
+  std::vector<std::pair<TaskPtr, PyObject*>>* credits;  ///< futures that wait for room in a stream
+  std::map<IncomingTask*, PyObject*>* calls;            ///< given out and not answered (borrowed references)
+};
+PyTypeObject* async_actor_type = nullptr;
+std::mutex cancelled_mutex;  // the thread that delivers cancellations does not have the GIL
+std::vector<TaskPtr> cancelled_calls;
+
+PyObject* async_group(PyObject* self, void*) {
+  return PyUnicode_FromString(reinterpret_cast<AsyncCallObject*>(self)->task->group.c_str());
+}
+PyObject* async_streaming(PyObject* self, void*) {
+  return PyBool_FromLong(reinterpret_cast<AsyncCallObject*>(self)->task->header.mode != wire::ReturnMode::kStatic);
+}
+void async_call_dealloc(PyObject* object) {
+  reinterpret_cast<AsyncCallObject*>(object)->task.~shared_ptr();
+  PyTypeObject* type = Py_TYPE(object);
+  type->tp_free(object);
+  Py_DECREF(type);
+}
+PyGetSetDef async_call_getset[] = {{"concurrency_group", async_group, nullptr, nullptr, nullptr},
+                                   {"is_streaming", async_streaming, nullptr, nullptr, nullptr},
+                                   {nullptr, nullptr, nullptr, nullptr, nullptr}};
+PyType_Slot async_call_slots[] = {{Py_tp_dealloc, reinterpret_cast<void*>(async_call_dealloc)},
+                                  {Py_tp_getset, async_call_getset},
+                                  {0, nullptr}};
+PyType_Spec async_call_spec = {"skate._skate.AsyncCall", sizeof(AsyncCallObject), 0,
+                               Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION, async_call_slots};
+
+AsyncActorObject* core_of(PyObject* self) { return reinterpret_cast<AsyncActorObject*>(self); }
+
+PyObject* async_fd(PyObject* self, PyObject*) { return PyLong_FromLong(core_of(self)->fd); }
+
+PyObject* async_next_batch(PyObject* object, PyObject*) {
+  AsyncActorObject* self = core_of(object);
+  Runtime* runtime = require_runtime();
+  if (runtime == nullptr) return nullptr;
+  uint64_t count;
+  [[maybe_unused]] ssize_t n = read(self->fd, &count, sizeof count);
+  for (size_t i = 0; i < self->credits->size();) {
+    auto& [task, future] = (*self->credits)[i];
+    if (!runtime->may_send_item(*task) && !task->cancelled.load()) {
+      ++i;
+      continue;
+    }
+    Object held(future);
+    self->credits->erase(self->credits->begin() + static_cast<ptrdiff_t>(i));
+    Object done(PyObject_CallMethod(held.get(), "done", nullptr));
+    if (!done) return nullptr;
+    if (PyObject_IsTrue(done.get()) == 0) {
+      Object set(PyObject_CallMethod(held.get(), "set_result", "O", Py_None));
+      if (!set) return nullptr;
+    }
+  }
+  Object list(PyList_New(0));
+  if (!list) return nullptr;
+  for (TaskPtr& task : runtime->take_tasks()) {
+    auto* call = reinterpret_cast<AsyncCallObject*>(async_call_type->tp_alloc(async_call_type, 0));
+    if (call == nullptr) return nullptr;
+    new (&call->task) TaskPtr(task);
+    Object held(reinterpret_cast<PyObject*>(call));
+    Object positional, named;
+    if (!load_arguments(*runtime, task, positional, named)) {
+      finish_with_error(*runtime, task, nullptr);
+      continue;
+    }
+    if (!named) named = Object(PyDict_New());
+    (*self->calls)[task.get()] = held.get();
+    Object item(Py_BuildValue("(OsOO)", held.get(), task->method.c_str(), positional.get(), named.get()));
+    if (!item || PyList_Append(list.get(), item.get()) != 0) return nullptr;
+  }
+  return list.release();
+}
+
+PyObject* async_cancelled_batch(PyObject* object, PyObject*) {
+  AsyncActorObject* self = core_of(object);
+  std::vector<TaskPtr> due;
+  {
+    std::lock_guard lock(cancelled_mutex);
+    due.swap(cancelled_calls);
+  }
+  Object list(PyList_New(0));
+  for (const TaskPtr& task : due) {
+    auto found = self->calls->find(task.get());
+    if (found == self->calls->end()) continue;
+    if (!list || PyList_Append(list.get(), found->second) != 0) return nullptr;
+  }
+  return list.release();
+}
+
+AsyncCallObject* call_argument(PyObject* object) {
+  if (Py_TYPE(object) == async_call_type) return reinterpret_cast<AsyncCallObject*>(object);
+  PyErr_SetString(PyExc_TypeError, "an AsyncCall is needed");
+  return nullptr;
+}
+
+void after_async_call(Runtime& runtime) {
+  if (exit_code >= 0)
+    runtime.request_exit({wire::DeathKind::kIntended, exit_code, 0, 0, "the actor ended itself", {}, {}});
+}
+
+PyObject* async_reply(PyObject* object, PyObject* args) {
+  PyObject *call_object, *value;
+  if (!PyArg_ParseTuple(args, "OO:reply", &call_object, &value)) return nullptr;
+  AsyncCallObject* call = call_argument(call_object);
+  Runtime* runtime = require_runtime();
+  if (call == nullptr || runtime == nullptr) return nullptr;
+  TaskPtr task = call->task;
+  core_of(object)->calls->erase(task.get());
+  std::vector<OutgoingValue> results;
+  bool ok;
+  if (task->header.mode == wire::ReturnMode::kStatic) {
+    ok = encode_results(*runtime, *task, value, results);
+  } else {
+    Object last(task->header.mode == wire::ReturnMode::kDynamic ? dynamic_value(*runtime, task) : Py_NewRef(Py_None));
+    results.resize(1);
+    ObjectId id = result_id(*task, 0);
+    ok = last && to_blob(*runtime, last.get(), results[0], &id);
+  }
+  if (ok)
+    runtime->finish(task, wire::TaskStatus::kOk, std::move(results), false);
+  else
+    finish_with_error(*runtime, task, nullptr);
+  after_async_call(*runtime);
+  Py_RETURN_NONE;
+}
+
+PyObject* async_reply_error(PyObject* object, PyObject* args) {
+  PyObject *call_object, *exception;
+  if (!PyArg_ParseTuple(args, "OO:reply_error", &call_object, &exception)) return nullptr;
+  AsyncCallObject* call = call_argument(call_object);
+  Runtime* runtime = require_runtime();
+  if (call == nullptr || runtime == nullptr) return nullptr;
+  TaskPtr task = call->task;
+  core_of(object)->calls->erase(task.get());
+  Object method;
+  if (auto found = actor.methods.find(task->method); found != actor.methods.end()) method = Object(Py_NewRef(found->second));
+  PyErr_SetObject(reinterpret_cast<PyObject*>(Py_TYPE(exception)), exception);
+  finish_with_error(*runtime, task, method.get());
+  after_async_call(*runtime);
+  Py_RETURN_NONE;
+}
+
+PyObject* async_yield_value(PyObject*, PyObject* args) {
+  PyObject *call_object, *value;
+  if (!PyArg_ParseTuple(args, "OO:yield_value", &call_object, &value)) return nullptr;
+  AsyncCallObject* call = call_argument(call_object);
+  Runtime* runtime = require_runtime();
+  if (call == nullptr || runtime == nullptr) return nullptr;
+  OutgoingValue item;
+  ObjectId id = runtime->item_id(*call->task);
+  if (!to_blob(*runtime, value, item, &id)) return nullptr;
+  if (!runtime->send_item(call->task, std::move(item))) {
+    Object asyncio(PyImport_ImportModule("asyncio"));
+    Object cancelled(asyncio ? PyObject_GetAttrString(asyncio.get(), "CancelledError") : nullptr);
+    if (cancelled) PyErr_SetString(cancelled.get(), "the consumer of the stream is gone");
+    return nullptr;
+  }
+  Py_RETURN_NONE;
+}
+
+PyObject* async_can_yield(PyObject* object, PyObject* call_object) {
+  AsyncCallObject* call = call_argument(call_object);
+  Runtime* runtime = require_runtime();
+  if (call == nullptr || runtime == nullptr) return nullptr;
+  if (runtime->may_send_item(*call->task)) Py_RETURN_NONE;
+  Object asyncio(PyImport_ImportModule("asyncio"));
+  Object loop(asyncio ? PyObject_CallMethod(asyncio.get(), "get_running_loop", nullptr) : nullptr);
+  Object future(loop ? PyObject_CallMethod(loop.get(), "create_future", nullptr) : nullptr);
+  if (!future) return nullptr;
+  core_of(object)->credits->emplace_back(call->task, Py_NewRef(future.get()));
+  uint64_t one = 1;  // a credit may have come in between: look once more in the next turn
+  [[maybe_unused]] ssize_t n = write(core_of(object)->fd, &one, sizeof one);
+  return future.release();
+}
+
+PyObject* async_groups(PyObject*, PyObject*) {
+  Object dict(PyDict_New());
+  Object limit(PyLong_FromLong(actor.spec.max_concurrency));
+  if (!dict || !limit || PyDict_SetItemString(dict.get(), "", limit.get()) != 0) return nullptr;
+  for (const auto& [group, count] : actor.spec.concurrency_groups) {
+    Object value(PyLong_FromLong(count));
+    if (!value || PyDict_SetItemString(dict.get(), group.c_str(), value.get()) != 0) return nullptr;
+  }
+  return dict.release();
+}
+
+PyObject* async_should_stop(PyObject*, PyObject*) {
+  Runtime* runtime = runtime_or_null();
+  return PyBool_FromLong(runtime == nullptr || runtime->should_exit() || exit_code >= 0);
+}
+
+PyMethodDef async_actor_methods[] = {
+    {"fd", async_fd, METH_NOARGS, nullptr},
+    {"next_batch", async_next_batch, METH_NOARGS, nullptr},
+    {"cancelled_batch", async_cancelled_batch, METH_NOARGS, nullptr},
+    {"reply", async_reply, METH_VARARGS, nullptr},
+    {"reply_error", async_reply_error, METH_VARARGS, nullptr},
+    {"yield_value", async_yield_value, METH_VARARGS, nullptr},
+    {"can_yield", async_can_yield, METH_O, nullptr},
+    {"concurrency_groups", async_groups, METH_NOARGS, nullptr},
+    {"should_stop", async_should_stop, METH_NOARGS, nullptr},
+    {nullptr, nullptr, 0, nullptr},
+};
+PyType_Slot async_actor_slots[] = {{Py_tp_methods, async_actor_methods}, {0, nullptr}};
+PyType_Spec async_actor_spec = {"skate._skate.AsyncActorCore", sizeof(AsyncActorObject), 0,
+                                Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION, async_actor_slots};
+
+bool serve_asyncio(Runtime& runtime) {
+  auto* core = reinterpret_cast<AsyncActorObject*>(async_actor_type->tp_alloc(async_actor_type, 0));
+  if (core == nullptr) return false;
+  Object held(reinterpret_cast<PyObject*>(core));
+  core->fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+  core->credits = new std::vector<std::pair<TaskPtr, PyObject*>>();
+  core->calls = new std::map<IncomingTask*, PyObject*>();
+  if (core->fd < 0) {
+    PyErr_SetFromErrno(PyExc_OSError);
+    return false;
+  }
+  serves_loop = true;
+  runtime.set_event_fd(core->fd);
+  int fd = core->fd;
+  runtime.on_cancel([&runtime, fd](const TaskPtr& task, bool recursive) {
+    if (recursive) runtime.cancel_children(task->header.task, false);
+    {
+      std::lock_guard lock(cancelled_mutex);
+      cancelled_calls.push_back(task);
+    }
+    uint64_t one = 1;
+    [[maybe_unused]] ssize_t n = write(fd, &one, sizeof one);
+  });
+  PyObject* argument = held.get();
+  Object done(PyObject_Vectorcall(hook("run_asyncio_actor"), &argument, 1, nullptr));
+  return static_cast<bool>(done);
+}
+
+/// Objects of this process that others still hold keep it alive for as long as they do.
+void wait_until_unneeded(Runtime& runtime) {
+  while (!runtime.should_exit() && runtime.owned_objects_in_use() != 0) {
+    WithoutGil released;
+    runtime.sleep_until_released();
+  }
+}
+
+}  // namespace
+
+TaskId current_task_id() {
+  TaskPtr task = current_task();
+  return task ? (task->create ? TaskId::actor_creation(task->create->spec.actor) : task->header.task) : TaskId();
+}
+
+PyObject* py_run_worker(PyObject*, PyObject* args) {
+  const char* socket_path;
+  unsigned long long token;
+  if (!PyArg_ParseTuple(args, "sK:run_worker", &socket_path, &token)) return nullptr;
+  worker::ConnectOptions options;
+  options.socket_path = socket_path;
+  options.hello.version = SKATE_VERSION;
+  options.hello.kind = wire::ProcessKind::kWorker;
+  options.hello.pid = static_cast<int32_t>(getpid());
+  options.hello.start_token = token;
+  options.hello.language = "python";
+  Result<std::unique_ptr<Runtime>> connected = [&] {
+    WithoutGil released;
+    return Runtime::connect(options);
+  }();
+  if (!connected.ok()) return PyErr_Format(PyExc_ConnectionError, "%s", connected.error().message.c_str());
+  adopt_runtime(std::move(*connected));
+  std::shared_ptr<Runtime> runtime = runtime_shared();
+  set_job_json(runtime->welcome().job_json);
+  main_thread = pthread_self();
+  runtime->on_cancel([raw = runtime.get()](const TaskPtr& task, bool recursive) { deliver_cancel(*raw, task, recursive); });
+
+  nlohmann::json job = nlohmann::json::parse(runtime->welcome().job_json, nullptr, false);
+  std::string logging = job.is_object() ? job.value("logging_config", "") : "";
+  const char* environment = std::getenv("SKATE_RUNTIME_ENV");
+  std::string runtime_env = environment != nullptr ? environment : default_runtime_env();
+  Object ready(PyObject_CallFunction(hook("setup_process"), "ssss", runtime_env.c_str(),
+                                     runtime->welcome().session_dir.c_str(), runtime->welcome().node_ip.c_str(),
+                                     logging.c_str()));
+  if (!ready) return nullptr;
+
+  runtime->begin_active();
+  while (exit_code < 0) {
+    TaskPtr task;
+    {
+      WithoutGil released;
+      task = runtime->next_task("", true);
+    }
+    if (!task) break;
+    run_task(*runtime, task);
+    if (actor.alive && task->create) {
+      if (actor.spec.is_asyncio) {
+        runtime->end_active();
+        if (!serve_asyncio(*runtime)) return nullptr;
+        break;
+      }
+      for (const auto& [group, limit] : actor.spec.concurrency_groups)
+        if (!start_threads(group, limit)) return nullptr;
+      if (!start_threads("", actor.spec.max_concurrency - 1)) return nullptr;
+    }
+  }
+  if (exit_code == 0 && !actor.alive) wait_until_unneeded(*runtime);
+  {
+    WithoutGil released;
+    runtime->stop();
+  }
+  return PyLong_FromLong(std::max(exit_code, 0));
+}
+
+PyObject* py_is_cancelled(PyObject*, PyObject*) {
+  TaskPtr task = current_task();
+  return PyBool_FromLong(task && task->cancelled.load());
+}
+
+PyObject* py_current_actor(PyObject*, PyObject*) {
+  Runtime* runtime = require_runtime();
+  if (runtime == nullptr) return nullptr;
+  if (actor.spec.actor.is_nil()) Py_RETURN_NONE;
+  wire::ActorInfo info;
+  info.actor = actor.spec.actor;
+  info.class_name = actor.spec.class_name;
+  info.name = actor.spec.name;
+  info.name_space = actor.spec.name_space;
+  info.meta = actor.spec.meta;
+  info.max_task_retries = actor.spec.max_task_retries;
+  info.out_of_order = actor.spec.out_of_order;
+  info.max_pending_calls = actor.spec.max_pending_calls;
+  info.job = actor.spec.job;
+  runtime->learn_actor(info);
+  return new_actor_core(info, nullptr);
+}
+
+PyObject* py_context(PyObject*, PyObject*) {
+  Runtime* runtime = require_runtime();
+  if (runtime == nullptr) return nullptr;
+  TaskPtr task = current_task();
+  auto bytes = [](const uint8_t* data, size_t size) {
+    return PyBytes_FromStringAndSize(reinterpret_cast<const char*>(data), static_cast<Py_ssize_t>(size));
+  };
+  auto bytes_or_none = [&](bool there, const uint8_t* data, size_t size) {
+    return there ? bytes(data, size) : Py_NewRef(Py_None);
+  };
+  const wire::LeaseInfo* lease = actor.alive ? actor.lease.get() : task ? task->lease.get() : nullptr;
+  Object resources(PyDict_New()), accelerators(PyDict_New()), labels(PyDict_New());
+  if (!resources || !accelerators || !labels) return nullptr;
+  if (lease != nullptr) {
+    for (const auto& [name, amount] : lease->resources) {
+      Object value(PyFloat_FromDouble(static_cast<double>(amount) / wire::kResourceUnit));
+      if (!value || PyDict_SetItemString(resources.get(), name.c_str(), value.get()) != 0) return nullptr;
+    }
+    for (const auto& [name, ids] : lease->instances) {
+      Object list(PyList_New(0));
+      for (uint32_t id : ids) {
+        Object text(PyUnicode_FromString(std::to_string(id).c_str()));
+        if (!list || !text || PyList_Append(list.get(), text.get()) != 0) return nullptr;
+      }
+      if (PyDict_SetItemString(accelerators.get(), name.c_str(), list.get()) != 0) return nullptr;
+    }
+  }
+  TaskId task_id = current_task_id();
+  JobId job = runtime->job();
+  const ActorId& actor_id = actor.spec.actor;
+  std::string env = lease != nullptr && !lease->runtime_env.empty() ? lease->runtime_env : default_runtime_env();
+  std::string name = task ? display_name(*task) : "";
+  const wire::Welcome& welcome = runtime->welcome();
+  return Py_BuildValue(
+      "{s:N,s:N,s:N,s:N,s:N,s:s,s:s,s:O,s:O,s:s,s:s,s:s,s:i,s:O,s:O,s:O,s:O,s:O,s:s}", "job_id",
+      bytes(job.data(), JobId::kSize), "task_id", bytes_or_none(task != nullptr, task_id.data(), TaskId::kSize),
+      "actor_id", bytes_or_none(!actor_id.is_nil(), actor_id.data(), ActorId::kSize), "worker_id",
+      bytes(welcome.worker.data(), WorkerId::kSize), "node_id", bytes(welcome.node.data(), NodeId::kSize), "task_name",
+      name.c_str(), "function_name", name.c_str(), "assigned_resources", resources.get(), "accelerator_ids",
+      accelerators.get(), "actor_name", actor.spec.name.c_str(), "namespace",
+      actor_id.is_nil() ? welcome.name_space.c_str() : actor.spec.name_space.c_str(), "runtime_env", env.c_str(),
+      "attempt", task ? int{task->header.attempt} : 0, "is_worker", runtime->is_worker() ? Py_True : Py_False,
+      "actor_restarted", actor.incarnation > 0 ? Py_True : Py_False, "placement_group_id", Py_None, "should_capture",
+      Py_False, "node_labels", labels.get(), "session_dir", welcome.session_dir.c_str());
+}
+
+bool worker_init(PyObject* module) {
+  async_call_type = reinterpret_cast<PyTypeObject*>(PyType_FromSpec(&async_call_spec));
+  async_actor_type = reinterpret_cast<PyTypeObject*>(PyType_FromSpec(&async_actor_spec));
+  return async_call_type != nullptr && async_actor_type != nullptr &&
+         PyModule_AddObjectRef(module, "AsyncCall", reinterpret_cast<PyObject*>(async_call_type)) == 0 &&
+         PyModule_AddObjectRef(module, "AsyncActorCore", reinterpret_cast<PyObject*>(async_actor_type)) == 0;
+}
+
+}  // namespace skate::bindings

@@ -1,0 +1,56 @@
+// What one worker prints: read from its pipes, kept in files of bounded size, handed on line by line.
+//
+// The files are `<stem>.out` and `<stem>.err`; one that reaches its cap becomes `<name>.1` (replacing the
+// last one), so that a worker takes at most four times the cap. The last bytes of stderr are kept for
+// reports of its death. It does not: limit the rate or reach drivers (see LogForwarder). Home: the loop.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "base/result.h"
+#include "base/unique_fd.h"
+#include "rt/fd.h"
+#include "rt/task.h"
+#include "rt/task_group.h"
+
+namespace skate::node {
+
+class WorkerLog {
+ public:
+  /// One complete line, without its newline.
+  using OnLine = std::function<void(bool is_stderr, std::string text)>;
+
+  WorkerLog(rt::Loop& loop, std::string stem, UniqueFd out, UniqueFd err, uint64_t file_bytes_max, OnLine on_line);
+  ~WorkerLog();
+
+  /// Reads what is there now, without waiting; a last line without a newline counts.
+  void drain();
+  /// At most 4 KiB.
+  const std::string& stderr_tail() const { return tail_; }
+
+ private:
+  struct Stream {
+    bool is_stderr{};
+    std::string path;
+    UniqueFd pipe;
+    UniqueFd file;
+    uint64_t file_bytes{};
+    std::string partial;
+    std::unique_ptr<rt::FdWatch> watch;
+  };
+  rt::Task<void> read_on(Stream& stream);
+  /// False at the end of the stream.
+  bool read_some(Stream& stream, bool& more);
+  void take(Stream& stream, const char* data, size_t size);
+  void write_file(Stream& stream, const char* data, size_t size);
+
+  const uint64_t file_bytes_max_;
+  OnLine on_line_;
+  Stream out_, err_;
+  std::string tail_;
+  rt::TaskGroup tasks_;
+};
+
+}  // namespace skate::node

@@ -1,0 +1,371 @@
+// How workers start, and how processes end.
+#include <signal.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+
+#include "node/launcher.h"
+#include "node/node_daemon.h"
+
+namespace skate::node {
+
+namespace {
+
+constexpr rt::Duration kStatusTimeout = std::chrono::seconds(1);
+constexpr size_t kLastRecordsMax = 100'000;  // of a dead process that are still read
+
+nlohmann::json object_of(const std::string& text) {
+  nlohmann::json out = nlohmann::json::parse(text.empty() ? "{}" : text, nullptr, false);
+  return out.is_object() ? out : nlohmann::json::object();
+}
+
+std::string string_in(const nlohmann::json& object, const char* name) {
+  auto found = object.find(name);
+  return found != object.end() && found->is_string() ? found->get<std::string>() : "";
+}
+
+std::vector<std::string> strings_in(const nlohmann::json& object, const char* name) {
+  std::vector<std::string> out;
+  if (auto found = object.find(name); found != object.end() && found->is_array())
+    for (const auto& item : *found)
+      if (item.is_string()) out.push_back(item.get<std::string>());
+  return out;
+}
+
+}  // namespace
+
+WorkerSetup NodeDaemon::setup_of(const Process& process) const {
+  WorkerSetup out;
+  out.token = process.number;
+  out.socket_path = socket_path();
+  nlohmann::json job = object_of(jobs_.at(process.job).job_json);
+  nlohmann::json environment = object_of(process.pool.runtime_env);
+  if (auto vars = environment.find("env_vars"); vars != environment.end() && vars->is_object())
+    for (const auto& [name, value] : vars->items())
+      if (value.is_string()) out.env[name] = value.get<std::string>();
+  out.env["SKATE_WORKER_TOKEN"] = std::to_string(process.number);
+  out.env["SKATE_JOB_ID"] = process.job.hex();
+  out.cwd = string_in(job, "cwd");
+  out.argv = strings_in(job, "argv");
+  out.sys_path = strings_in(job, "sys_path");
+  auto put_first = [&](const std::string& path) {
+    if (path.empty()) return;
+    std::erase(out.sys_path, path);
+    out.sys_path.insert(out.sys_path.begin(), path);
+  };
+  put_first(string_in(job, "script_dir"));
+  std::vector<std::string> modules = strings_in(environment, "py_modules");
+  std::for_each(modules.rbegin(), modules.rend(), put_first);
+  if (std::string directory = string_in(environment, "working_dir"); !directory.empty()) {
+    out.cwd = directory;
+    put_first(directory);
+  }
+  return out;
+}
+
+void NodeDaemon::start_worker(const StartWorker& order) {
+  job_of(order.pool.job, "");
+  auto fresh = std::make_unique<Process>();
+  Process& process = *fresh;
+  process.number = order.worker;
+  process.kind = wire::ProcessKind::kWorker;
+  process.id = WorkerId::random();
+  process.job = order.pool.job;
+  process.pool = order.pool;
+  processes_.emplace(order.worker, std::move(fresh));
+  tasks_.spawn(start_deadline(order.worker));
+
+  Result<Pipe> out = make_pipe(), err = make_pipe();
+  if (!out || !err) {
+    worker_start_failed(order.worker, out ? err.error().message : out.error().message);
+    return;
+  }
+  ProcessNumber number = order.worker;
+  process.log = std::make_unique<WorkerLog>(
+      loop_, options_.session_dir + "/logs/worker-" + process.id.hex().substr(0, 16) + "-" + std::to_string(number),
+      std::move(out->read), std::move(err->read), options_.log_file_bytes_max,
+      [this, number](bool is_stderr, std::string text) {
+        Process* source = find(number);
+        if (source == nullptr) return;
+        auto job = jobs_.find(source->job);
+        if (job == jobs_.end() || !job->second.logs) return;
+        std::string name;
+        if (source->link) {
+          const char* shared = segment_->slot(source->slot).source;
+          name.assign(shared, strnlen(shared, sizeof(rpc::ProcessSlot::source)));
+        }
+        job->second.logs->add({source->pid, is_stderr, std::move(name), options_.node_ip, std::move(text)});
+      });
+  WorkerSetup setup = setup_of(process);
+  nlohmann::json environment = object_of(process.pool.runtime_env);
+  if (order.pool.language == "python" && !environment.contains("py_executable")) {
+    process.stdio = {std::move(out->write), std::move(err->write)};
+    UniqueFd out_copy(::dup(process.stdio.first.get())), err_copy(::dup(process.stdio.second.get()));
+    fork_server_->fork(setup, std::move(out_copy), std::move(err_copy));
+  } else {
+    process.stdio = {std::move(out->write), std::move(err->write)};
+    spawn_worker(number, "");
+  }
+}
+
+void NodeDaemon::spawn_worker(ProcessNumber number, const std::string& why) {
+  Process* process = find(number);
+  if (process == nullptr || process->pid > 0 || process->ending) return;
+  if (!why.empty() && warned_spawns_.insert(why).second && warned_spawns_.size() < 100)
+    warn("workers are spawned afresh, not forked: " + why);
+  WorkerSetup setup = setup_of(*process);
+  LaunchSpec spec;
+  for (const auto& [name, value] : setup.env) spec.env[name] = value;
+  nlohmann::json job = object_of(jobs_.at(process->job).job_json);
+  if (process->pool.language == "python") {
+    std::string python = string_in(object_of(process->pool.runtime_env), "py_executable");
+    spec.command = {python.empty() ? options_.python : python, "-m", "skate._worker_main", setup.json()};
+    spec.env.try_emplace("OMP_NUM_THREADS", "1");
+    if (const char* threads = std::getenv("OMP_NUM_THREADS")) spec.env.try_emplace("OMP_NUM_THREADS", threads);
+  } else {
+    spec.command = strings_in(job, "worker_command");
+    spec.env["SKATE_NODE_SOCKET"] = setup.socket_path;
+    spec.env["SKATE_START_TOKEN"] = std::to_string(number);
+    spec.cwd = setup.cwd;
+  }
+  if (spec.command.empty()) {
+    worker_start_failed(number, "the job names no worker_command for its language '" + process->pool.language + "'");
+    return;
+  }
+  spec.fds = {{process->stdio.first.get(), 1}, {process->stdio.second.get(), 2}};
+  Result<pid_t> pid = launch(spec);
+  process->stdio = {};
+  if (pid) {
+    attach_pid(*process, *pid);
+  } else {
+    worker_start_failed(number, pid.error().message);
+  }
+}
+
+void NodeDaemon::worker_start_failed(ProcessNumber number, const std::string& why) {
+  Process* process = find(number);
+  if (process == nullptr || process->cause) return;
+  process->cause = death_of(wire::DeathKind::kEnvironment, why);
+  tasks_.spawn(end_process(number));
+}
+
+rt::Task<void> NodeDaemon::start_deadline(ProcessNumber number) {
+  co_await rt::sleep_for(std::chrono::milliseconds(options_.worker_start_timeout_ms));
+  Process* process = find(number);
+  if (process == nullptr || process->registered) co_return;
+  std::string message = "the worker did not register within " + std::to_string(options_.worker_start_timeout_ms / 1000) + " s";
+  if (process->pid > 0) {
+    kill(*process, death_of(wire::DeathKind::kEnvironment, message));
+  } else {
+    worker_start_failed(number, message);
+  }
+}
+
+rt::Task<void> NodeDaemon::watch_process(ProcessNumber number) {
+  Process* process = find(number);
+  if (process == nullptr || !process->watch) co_return;
+  std::shared_ptr<rt::ProcessWatch> watch = process->watch;
+  Result<void> ended = co_await watch->wait_end();
+  if (!ended) warn(ended.error().message);
+  co_await end_process(number);
+}
+
+rt::Task<void> NodeDaemon::end_process(ProcessNumber number) {
+  Process* process = find(number);
+  if (process == nullptr || process->ending) co_return;
+  process->ending = true;
+  std::optional<ExitStatus> status;
+  if (process->kind == wire::ProcessKind::kWorker && process->pid > 0)
+    status = co_await statuses_.take(process->pid, kStatusTimeout);
+  process = find(number);
+  if (process->link) {  // what it said last still counts
+    Result<size_t> read = process->link->receive(
+        [&](uint16_t type, std::span<const uint8_t> body) { handle(*process, type, body); }, kLastRecordsMax);
+    if (!read) warn(read.error().message);
+  }
+  if (process->log) process->log->drain();
+  wire::Death death = cause_of(*process, status);
+  bury(*process, death);
+  flush_rings();
+}
+
+wire::Death NodeDaemon::cause_of(Process& process, std::optional<ExitStatus> status) {
+  wire::Death death;
+  std::string who = process.kind == wire::ProcessKind::kDriver ? "the driver" : "the worker";
+  who += " (pid " + std::to_string(process.pid) + ")";
+  if (process.cause) {
+    death = *process.cause;
+  } else if (status && status->signal == SIGKILL && oom_.grew()) {
+    death.kind = wire::DeathKind::kOutOfMemory;
+    death.message = who + " was killed by the kernel because memory ran out.\n" + memory_table() +
+                    "Use less memory per task, ask for it with `memory=`, or run fewer tasks at once with `num_cpus=`.";
+  } else if (status && status->signal != 0) {
+    death.kind = wire::DeathKind::kSignalled;
+    const char* name = ::strsignal(status->signal);
+    death.message = who + " was killed by signal " + std::to_string(status->signal) + " (" + (name ? name : "unknown") + ")";
+  } else if (status) {
+    death.kind = wire::DeathKind::kExited;
+    death.message = who + " ended with exit code " + std::to_string(status->code);
+  } else if (process.kind == wire::ProcessKind::kDriver) {
+    death.kind = wire::DeathKind::kExited;
+    death.message = who + " has ended";
+  } else {
+    death.kind = wire::DeathKind::kUnknown;
+    death.message = who + " has ended; nobody could tell how";
+  }
+  death.pid = process.pid;
+  if (status) {
+    death.exit_code = status->code;
+    death.signal = status->signal;
+  }
+  if (process.log && death.log_tail.empty()) death.log_tail = process.log->stderr_tail();
+  return death;
+}
+
+/// Everything that knew the process forgets it, and those concerned are told.
+void NodeDaemon::bury(Process& process, const wire::Death& death) {
+  const wire::Address address = address_of(process);
+  const ProcessNumber number = process.number;
+  const JobId job = process.job;
+  const bool is_driver = process.kind == wire::ProcessKind::kDriver;
+  if (dead_.emplace(process.id, death).second) dead_order_.push_back(process.id);
+  while (dead_order_.size() > kDeadKept) {
+    dead_.erase(dead_order_.front());
+    dead_order_.pop_front();
+  }
+  for (const auto& [peer_number, link] : process.links) {
+    Process* peer = find(peer_number);
+    if (peer == nullptr) continue;
+    peer->links.erase(number);
+    tell(*peer, wire::MessageType::kPeerDied, wire::PeerDied{address, death});
+    links_->free_link_after_read(link, peer->daemon_link);
+  }
+  if (process.link) {
+    segment_->node().active.fetch_sub(segment_->slot(process.slot).active.load(std::memory_order_relaxed));
+    process.link.reset();
+    by_link_[process.daemon_link] = 0;
+    to_ring_.erase(process.daemon_link);
+    links_->survivor_gone(process.daemon_link);
+    links_->free_link(process.daemon_link);
+    links_->free_slot(process.slot);
+    store_->recover_client(process.store_slot);
+    by_id_.erase(process.id);
+  }
+  for (auto item = subscribers_.begin(); item != subscribers_.end();) {
+    item->second.erase(number);
+    item = item->second.empty() ? subscribers_.erase(item) : std::next(item);
+  }
+  if (!is_driver) {
+    if (!process.registered) last_start_failure_[process.pool] = death;
+    wire::WorkerDied report{address, death, {}, 0};
+    if (auto actor = actors_.find(process.actor_number); actor != actors_.end()) {
+      report.actor = actor->second.order.spec.actor;
+      report.incarnation = actor->second.order.incarnation;
+      actors_.erase(actor);
+    }
+    if (process.registered || !report.actor.is_nil()) tell_control(wire::ControlMethod::kWorkerDied, report);
+    if (process.pid > 0) dead_sessions_.insert(process.pid);
+    dead_tokens_.insert(number);
+    if (!sweeping_) {
+      sweeping_ = true;
+      tasks_.spawn(sweep_orphans());
+    }
+  }
+  scheduler_.process_died(number, now_us());
+  processes_.erase(number);
+  if (is_driver) {
+    jobs_.at(job).driver = 0;
+    jobs_.at(job).logs.reset();
+    finish_job(job, death.kind != wire::DeathKind::kIntended, true);
+  }
+  pump_later();
+}
+
+void NodeDaemon::finish_job(const JobId& id, bool failed, bool at_control) {
+  auto job = jobs_.find(id);
+  if (job == jobs_.end() || job->second.finished) return;
+  job->second.finished = true;
+  if (at_control) tell_control(wire::ControlMethod::kFinishJob, wire::FinishJob{loop_.random()(), id, failed});
+  // Actors that wait for a place here and do not outlive their job.
+  for (auto item = actors_.begin(); item != actors_.end();) {
+    const wire::ActorSpec& spec = item->second.order.spec;
+    bool drop = spec.job == id && !spec.detached && item->second.worker == 0;
+    if (drop) scheduler_.cancel_actor(item->first);
+    item = drop ? actors_.erase(item) : std::next(item);
+  }
+  scheduler_.finish_job(id);
+  pump_later();
+}
+
+void NodeDaemon::ask_exit(Process& process, wire::Death reason, bool force, int64_t grace_ms) {
+  tell(process, wire::MessageType::kExit, wire::Exit{reason, force});
+  if (!process.cause && force) process.cause = reason;
+  tasks_.spawn(kill_later({process.number}, grace_ms));
+}
+
+void NodeDaemon::kill(Process& process, wire::Death cause) {
+  if (!process.cause) process.cause = std::move(cause);
+  kill_all({process.number});
+}
+
+rt::Task<void> NodeDaemon::kill_later(std::vector<ProcessNumber> numbers, int64_t grace_ms) {
+  co_await rt::sleep_for(std::chrono::milliseconds(grace_ms));
+  std::erase_if(numbers, [&](ProcessNumber number) {
+    Process* process = find(number);
+    return process == nullptr || process->declined_exit;
+  });
+  kill_all(numbers);
+}
+
+/// The processes and all that they started, as long as one tree still shows it.
+void NodeDaemon::kill_all(const std::vector<ProcessNumber>& numbers) {
+  std::vector<pid_t> roots;
+  for (ProcessNumber number : numbers) {
+    Process* process = find(number);
+    if (process == nullptr || process->kind == wire::ProcessKind::kDriver || process->pid <= 0 || !process->watch) continue;
+    roots.push_back(process->pid);
+  }
+  if (roots.empty()) return;
+  std::vector<pid_t> others = descendants_of(roots);
+  for (ProcessNumber number : numbers) {
+    Process* process = find(number);
+    if (process == nullptr || process->kind == wire::ProcessKind::kDriver || !process->watch) continue;
+    (void)process->watch->send_signal(SIGKILL);  // only fails when it has ended
+  }
+  for (pid_t pid : others) ::kill(pid, SIGKILL);
+}
+
+/// What dead workers left behind: processes of their sessions, and children of theirs that we inherited.
+rt::Task<void> NodeDaemon::sweep_orphans() {
+  constexpr int kRoundsMax = 20;
+  for (int round = 0; round < kRoundsMax; ++round) {
+    std::set<pid_t> known{::getpid(), fork_server_->pid()};
+    bool workers_left = false;
+    for (const auto& [number, process] : processes_) {
+      known.insert(process->pid);
+      workers_left |= process->kind == wire::ProcessKind::kWorker;
+    }
+    bool found = false;
+    for (const ProcessEntry& entry : process_table()) {
+      if (known.count(entry.pid) || entry.state == 'Z') continue;
+      bool ours = dead_sessions_.count(entry.session) > 0;
+      if (!ours && entry.parent == ::getpid()) {
+        auto token = environment_of(entry.pid, "SKATE_WORKER_TOKEN");
+        ours = token ? dead_tokens_.count(std::strtoull(token->c_str(), nullptr, 10)) > 0 : !workers_left;
+      }
+      if (!ours) continue;
+      found = true;
+      ::kill(entry.pid, SIGKILL);
+    }
+    if (!found) break;
+    co_await rt::sleep_for(std::chrono::milliseconds(10));  // their children come to us meanwhile
+  }
+  dead_sessions_.clear();
+  while (dead_tokens_.size() > kDeadKept) dead_tokens_.erase(dead_tokens_.begin());
+  sweeping_ = false;
+}
+
+}  // namespace skate::node

@@ -1,0 +1,237 @@
+#include "sim/cluster_sim.h"
+
+#include <memory>
+#include <vector>
+
+#include "control/server.h"
+#include "rt/sim_network.h"
+#include "sim/sim_disk.h"
+#include "sim/sim_node.h"
+
+namespace skate::sim {
+
+using namespace std::chrono_literals;
+
+namespace {
+
+constexpr char kControlAddress[] = "unix:control";
+constexpr char kRelease[] = "1.0";
+
+class Cluster {
+ public:
+  explicit Cluster(uint64_t seed)
+      : loop_(seed), network_(loop_, network_options()), key_(*rpc::ClusterKey::from_bytes("the key of the simulation")) {
+    start_control();
+    const uint64_t nodes = 1 + random().below(4);
+    for (uint64_t i = 0; i < nodes; ++i) add_node();
+  }
+  ~Cluster() {
+    nodes_.clear();
+    control_.reset();
+  }
+
+  SimReport run() {
+    const rt::TimePoint chaos_ends = loop_.now() + 5s;
+    while (loop_.now() < chaos_ends && ok()) {
+      loop_.run_for(rt::Duration(1'000'000 + random().below(150'000'000)));
+      disturb();
+    }
+    calm_down();
+    wait_until([this] { return work_is_done() && converged(); }, 120s);
+    check_settled();
+    end_everything();
+    report_.steps = loop_.steps();
+    for (const auto& plan : plans_) report_.tasks += plan->tasks_done;
+    return report_;
+  }
+
+ private:
+  static rt::SimNetworkOptions network_options() {
+    rt::SimNetworkOptions options;
+    options.break_probability = 0.001;
+    return options;
+  }
+  rt::Random& random() { return loop_.random(); }
+  bool ok() const { return report_.problem.empty(); }
+  void fail(std::string problem) {
+    if (ok()) report_.problem = std::move(problem);
+  }
+
+  void start_control() {
+    disk_ = std::make_unique<SimDisk>(rows_, loop_);
+    control::ControlOptions options{.listen = kControlAddress, .key = key_, .release = kRelease};
+    options.session_name = "simulated";
+    options.node_grace_ms = 2000;
+    control_ = std::make_unique<control::ControlService>(loop_, network_, *disk_, options);
+    const Result<std::string> started = control_->start(kControlAddress);
+    if (!started) fail("the control service cannot start: " + started.error().message);
+  }
+  void add_node() {
+    SimNodeOptions options{.control_address = kControlAddress, .key = key_, .release = kRelease};
+    options.cpus = 1 + static_cast<int64_t>(random().below(4));
+    options.worker_crash_probability = 0.02;
+    nodes_.push_back(std::make_unique<SimNode>(loop_, network_, options));
+    nodes_.back()->start();
+    const uint64_t drivers = 1 + random().below(3);
+    for (uint64_t i = 0; i < drivers; ++i) add_driver(*nodes_.back());
+  }
+  void add_driver(SimNode& node) {
+    plans_.push_back(std::make_unique<DriverPlan>());
+    plans_.back()->tasks = static_cast<uint32_t>(20 + random().below(100));
+    plans_.back()->actors = static_cast<uint32_t>(random().below(8));
+    node.run_driver(plans_.back().get());
+  }
+
+  void disturb() {
+    drop_refused();
+    switch (random().below(12)) {
+      case 0:
+      case 1:
+        ++report_.cuts;
+        network_.cut(kControlAddress, false);
+        break;
+      case 2:
+        ++report_.control_crashes;
+        control_.reset();
+        disk_.reset();
+        loop_.run_for(rt::Duration(random().below(1'000'000'000)));
+        start_control();
+        break;
+      case 3:
+        if (nodes_.size() < 6 && random().chance(0.5)) add_node();
+        break;
+      case 4:
+        if (random().chance(0.4)) {
+          ++report_.node_crashes;
+          nodes_.erase(nodes_.begin() + static_cast<ptrdiff_t>(random().below(nodes_.size())));
+          add_node();
+        }
+        break;
+      case 5:
+        if (random().chance(0.3)) nodes_[random().below(nodes_.size())]->end_drivers();
+        break;
+      default:
+        break;  // a while in which nothing breaks
+    }
+    look_for_problems();
+  }
+  /// A daemon that is told that it was declared dead ends.
+  void drop_refused() {
+    std::erase_if(nodes_, [](const auto& node) { return node->refused(); });
+    if (nodes_.empty()) add_node();
+  }
+  void look_for_problems() {
+    for (const auto& node : nodes_) {
+      if (!node->problem().empty()) fail(node->problem());
+    }
+    if (control_) {
+      if (const std::string wrong = control_->core().check(); !wrong.empty()) fail("control: " + wrong);
+    }
+    // Never two lives at one time on nodes that are part of the cluster.
+    std::map<ActorId, int> lives;
+    for (const auto& node : nodes_) {
+      if (node->refused() || (control_ && control_->core().nodes().dead(node->id()))) continue;
+      for (const SimNode::ActorView& actor : node->running_actors()) {
+        if (++lives[actor.actor] > 1) fail("actor " + actor.actor.hex() + " lives twice");
+      }
+    }
+  }
+
+  void calm_down() {
+    network_.set_break_probability(0);
+    for (const auto& node : nodes_) node->calm_down();
+  }
+  template <class Condition>
+  bool wait_until(Condition condition, rt::Duration limit) {
+    const rt::TimePoint deadline = loop_.now() + limit;
+    while (loop_.now() < deadline && ok()) {
+      loop_.run_for(500ms);
+      drop_refused();
+      look_for_problems();
+      if (condition()) return true;
+    }
+    return false;
+  }
+  bool work_is_done() const {
+    for (const auto& plan : plans_) {
+      if (!plan->lost && !plan->ended && (!plan->registered || plan->tasks_done < plan->tasks)) return false;
+    }
+    return true;
+  }
+  std::string disagreement() const {
+    std::map<ActorId, SimNode::ActorView> running;
+    for (const auto& node : nodes_) {
+      for (const SimNode::ActorView& actor : node->running_actors()) running[actor.actor] = actor;
+    }
+    for (const auto& [id, record] : control_->core().actors().all()) {
+      const auto found = running.find(id);
+      if (record.info.state == wire::ActorState::kDead) {
+        if (found != running.end()) return "actor " + id.hex() + " is dead and runs";
+        continue;
+      }
+      if (record.info.state != wire::ActorState::kAlive) continue;  // it may wait for room
+      if (found == running.end()) return "actor " + id.hex() + " is alive and does not run";
+      if (found->second.incarnation != record.info.incarnation) return "actor " + id.hex() + " runs in another life";
+      running.erase(found);
+    }
+    return {};
+  }
+  bool converged() const { return disagreement().empty(); }
+
+  void check_settled() {
+    for (const auto& plan : plans_) {
+      if (plan->lost || plan->ended) continue;
+      if (!plan->registered) fail("a driver never registered");
+      if (plan->tasks_done < plan->tasks)
+        fail("a driver has " + std::to_string(plan->tasks_done) + " of " + std::to_string(plan->tasks) + " tasks done");
+      if (plan->tasks_done > plan->tasks) fail("a task was done twice");
+    }
+    if (const std::string wrong = disagreement(); !wrong.empty()) fail(wrong);
+    report_.actors = static_cast<uint32_t>(control_->core().actors().all().size());
+  }
+
+  void end_everything() {
+    for (const auto& node : nodes_) node->end_drivers();
+    auto all_over = [this] {
+      for (const auto& [id, record] : control_->core().actors().all()) {
+        if (record.info.state != wire::ActorState::kDead) {
+          if (record.info.detached) nodes_.front()->kill_actor(id);
+          return false;
+        }
+      }
+      for (const auto& node : nodes_) {
+        if (!node->scheduler().is_idle() || !node->running_actors().empty()) return false;
+      }
+      return converged();
+    };
+    if (wait_until(all_over, 120s) || !ok()) return;
+    for (const auto& [id, record] : control_->core().actors().all()) {
+      if (record.info.state != wire::ActorState::kDead)
+        fail("actor " + id.hex() + " outlives its job in state " + std::to_string(static_cast<int>(record.info.state)));
+    }
+    for (const auto& node : nodes_) {
+      if (!node->running_actors().empty()) fail("an actor runs when all is over");
+      if (!node->scheduler().is_idle()) fail("a scheduler is not idle when all is over");
+    }
+    fail("the end does not come: " + disagreement());
+  }
+
+  rt::SimLoop loop_;
+  rt::SimNetwork network_;
+  rpc::ClusterKey key_;
+  DiskRows rows_;
+  std::unique_ptr<SimDisk> disk_;
+  std::unique_ptr<control::ControlService> control_;
+  std::vector<std::unique_ptr<DriverPlan>> plans_;
+  std::vector<std::unique_ptr<SimNode>> nodes_;
+  SimReport report_;
+};
+
+}  // namespace
+
+SimReport run_cluster(uint64_t seed) {
+  Cluster cluster(seed);
+  return cluster.run();
+}
+
+}  // namespace skate::sim

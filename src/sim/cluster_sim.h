@@ -1,0 +1,26 @@
+// A whole cluster on virtual time: the real control service with a simulated disk, the real rpc over a
+// simulated network, nodes around the real scheduler. Everything that happens follows from the seed.
+//
+// It runs a workload through crashes and losses, lets things calm down, and checks what must hold: every task
+// of a living driver is done; every actor is alive once, or dead; control and nodes agree; when all is over,
+// no lease, demand, or process of a job is left.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+namespace skate::sim {
+
+struct SimReport {
+  std::string problem;  ///< empty: all is well
+  uint64_t steps{};
+  uint32_t tasks{};
+  uint32_t actors{};
+  uint32_t node_crashes{};
+  uint32_t control_crashes{};
+  uint32_t cuts{};
+};
+
+SimReport run_cluster(uint64_t seed);
+
+}  // namespace skate::sim

@@ -1,0 +1,36 @@
+#include <gtest/gtest.h>
+
+#include "sim/cluster_sim.h"
+
+namespace skate::sim {
+namespace {
+
+TEST(ClusterSim, SurvivesItsSeeds) {
+  SimReport sum;
+  for (uint64_t seed = 1; seed <= 25; ++seed) {
+    const SimReport report = run_cluster(seed);
+    ASSERT_EQ(report.problem, "") << "seed " << seed << ": run skate_sim --from " << seed << " --seeds 1";
+    sum.tasks += report.tasks;
+    sum.actors += report.actors;
+    sum.node_crashes += report.node_crashes;
+    sum.control_crashes += report.control_crashes;
+    sum.cuts += report.cuts;
+  }
+  // The workload would prove nothing if nothing happened in it.
+  EXPECT_GT(sum.tasks, 1000u);
+  EXPECT_GT(sum.actors, 100u);
+  EXPECT_GT(sum.node_crashes, 3u);
+  EXPECT_GT(sum.control_crashes, 5u);
+  EXPECT_GT(sum.cuts, 5u);
+}
+
+TEST(ClusterSim, TheSeedDecidesEverything) {
+  const SimReport first = run_cluster(12345);
+  const SimReport second = run_cluster(12345);
+  EXPECT_EQ(first.steps, second.steps);
+  EXPECT_EQ(first.tasks, second.tasks);
+  EXPECT_EQ(first.problem, second.problem);
+}
+
+}  // namespace
+}  // namespace skate::sim

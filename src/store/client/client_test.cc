@@ -1,0 +1,315 @@
+#include "store/client/client.h"
+
+#include <gtest/gtest.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <random>
+#include <thread>
+#include <unordered_map>
+#include <vector>
+
+#include "store/store_testing.h"
+
+namespace skate::store {
+namespace {
+
+using testing::attach;
+using testing::fill;
+using testing::holds;
+using testing::id_of;
+using testing::make_arena;
+using testing::put;
+using testing::small_options;
+
+TEST(Client, AnObjectIsReadableFromEveryProcessOnceSealed) {
+  auto arena = make_arena();
+  Client writer = attach(*arena), reader = attach(*arena);
+  const ObjectId id = id_of(1);
+
+  auto object = writer.create(id, 100'000);
+  ASSERT_TRUE(object.ok());
+  EXPECT_EQ(object->size(), 100'000u);
+  EXPECT_EQ(reinterpret_cast<uintptr_t>(object->data()) % 64, 0u);
+  fill(object->data(), object->size(), id);
+  EXPECT_FALSE(reader.get(id).has_value());
+  EXPECT_EQ(reader.info(id), (ObjectInfo{ObjectState::kCreating, 100'000, writer.slot()}));
+
+  ASSERT_TRUE(writer.seal(std::move(*object)).ok());
+  auto view = reader.get(id);
+  ASSERT_TRUE(view.has_value());
+  EXPECT_EQ(view->size(), 100'000u);
+  EXPECT_TRUE(holds(view->data(), view->size(), id));
+  EXPECT_TRUE(reader.contains(id));
+  EXPECT_EQ(arena->info(id).state, ObjectState::kSealed);
+  view.reset();
+  EXPECT_SOUND(*arena, true);
+}
+
+TEST(Client, AViewOutlivesErasureAndTheClientThatMadeIt) {
+  auto arena = make_arena();
+  Client writer = attach(*arena);
+  const ObjectId id = id_of(2);
+  ASSERT_TRUE(put(writer, id, 50'000).ok());
+  std::optional<View> view;
+  {
+    Client reader = attach(*arena);
+    view = reader.get(id);
+  }
+  ASSERT_TRUE(view.has_value());
+  EXPECT_TRUE(writer.erase(id));
+  EXPECT_FALSE(writer.erase(id));
+  EXPECT_FALSE(writer.get(id).has_value());
+  // The id is free again while the old bytes are still being read.
+  ASSERT_TRUE(put(writer, id, 1000).ok());
+  EXPECT_EQ(view->size(), 50'000u);
+  EXPECT_TRUE(holds(view->data(), view->size(), id));
+  EXPECT_EQ(arena->stats().objects, 2u);
+  view.reset();
+  EXPECT_EQ(arena->stats().objects, 1u);
+  EXPECT_SOUND(*arena, true);
+}
+
+TEST(Client, TheSameIdIsMadeOnce) {
+  auto arena = make_arena();
+  Client a = attach(*arena), b = attach(*arena);
+  auto object = a.create(id_of(3), 10);
+  ASSERT_TRUE(object.ok());
+  auto again = b.create(id_of(3), 10);
+  ASSERT_FALSE(again.ok());
+  EXPECT_EQ(again.error().code, ErrorCode::kExists);
+}
+
+TEST(Client, AnUnsealedObjectNeverWas) {
+  auto arena = make_arena();
+  Client client = attach(*arena);
+  { auto object = client.create(id_of(4), 3 << 20); }
+  EXPECT_EQ(client.info(id_of(4)).state, ObjectState::kAbsent);
+  EXPECT_EQ(arena->stats().used_bytes, 0u);
+  ASSERT_TRUE(put(client, id_of(4), 3 << 20).ok());
+  EXPECT_SOUND(*arena, true);
+}
+
+TEST(Client, ErasingWhatIsBeingMadeFreesItAtTheSeal) {
+  auto arena = make_arena();
+  Client maker = attach(*arena), owner = attach(*arena);
+  auto object = maker.create(id_of(5), 1000);
+  ASSERT_TRUE(object.ok());
+  EXPECT_TRUE(owner.erase(id_of(5)));
+  EXPECT_EQ(arena->stats().objects, 1u);
+  EXPECT_TRUE(maker.seal(std::move(*object)).ok());
+  EXPECT_EQ(arena->stats().objects, 0u);
+  EXPECT_SOUND(*arena, true);
+}
+
+TEST(Client, SealingTwiceIsAnError) {
+  auto arena = make_arena();
+  Client client = attach(*arena);
+  auto object = client.create(id_of(6), 10);
+  ASSERT_TRUE(client.seal(std::move(*object)).ok());
+  EXPECT_EQ(client.seal(std::move(*object)).error().code, ErrorCode::kInvalid);
+}
+
+TEST(Client, EmptyAndTinyObjectsWork) {
+  auto arena = make_arena();
+  Client client = attach(*arena);
+  for (uint64_t bytes : {0, 1, 63, 64, 1023, 1024, 1025}) {
+    ASSERT_TRUE(put(client, id_of(bytes), bytes).ok());
+    auto view = client.get(id_of(bytes));
+    ASSERT_TRUE(view.has_value());
+    EXPECT_EQ(view->size(), bytes);
+  }
+  EXPECT_SOUND(*arena, true);
+}
+
+TEST(Client, FullIsAnErrorWithSizesAndMemoryOfOthersIsUsedFirst) {
+  auto arena = make_arena(small_options(8 << 20));
+  Client a = attach(*arena), b = attach(*arena);
+  // All of it becomes a's warm free memory, small and large; b still gets it.
+  for (uint64_t i = 0; i < 7; ++i) ASSERT_TRUE(put(a, id_of(i), 1 << 20).ok());
+  for (uint64_t i = 10; i < 20; ++i) ASSERT_TRUE(put(a, id_of(i), 50'000).ok());
+  for (uint64_t i = 0; i < 20; ++i) a.erase(id_of(i));
+  EXPECT_EQ(arena->stats().used_bytes, 0u);
+  ASSERT_TRUE(put(b, id_of(100), 8 << 20).ok());
+  EXPECT_SOUND(*arena, true);
+
+  auto more = a.create(id_of(101), 1000);
+  ASSERT_FALSE(more.ok());
+  EXPECT_EQ(more.error().code, ErrorCode::kFull);
+  EXPECT_NE(more.error().message.find("8388608 of 8388608 bytes in use by 1 objects"), std::string::npos) << more.error().message;
+  auto huge = a.create(id_of(102), UINT64_MAX);
+  EXPECT_EQ(huge.error().code, ErrorCode::kFull);
+  b.erase(id_of(100));
+  EXPECT_TRUE(put(a, id_of(101), 1000).ok());
+  EXPECT_SOUND(*arena, true);
+}
+
+TEST(Client, ThePutLoopReusesTheSameMemory) {
+  auto arena = make_arena(small_options(256 << 20));
+  Client a = attach(*arena), b = attach(*arena);
+  for (const uint64_t bytes : {uint64_t{80} << 20, uint64_t{20'000}}) {
+    uint8_t* place_a = nullptr;
+    uint8_t* place_b = nullptr;
+    uint64_t resident = 0;
+    for (int round = 0; round < 10; ++round) {
+      auto x = a.create(id_of(1), bytes);
+      auto y = b.create(id_of(2), bytes);
+      ASSERT_TRUE(x.ok());
+      ASSERT_TRUE(y.ok());
+      if (round > 0) {
+        EXPECT_EQ(x->data(), place_a);
+        EXPECT_EQ(y->data(), place_b);
+        EXPECT_EQ(arena->stats().resident_bytes, resident);
+      }
+      place_a = x->data();
+      place_b = y->data();
+      resident = arena->stats().resident_bytes;
+      ASSERT_TRUE(a.seal(std::move(*x)).ok());
+      ASSERT_TRUE(b.seal(std::move(*y)).ok());
+      a.erase(id_of(1));
+      a.erase(id_of(2));  // freed by another client: still b's memory
+    }
+  }
+  EXPECT_SOUND(*arena, true);
+}
+
+TEST(Client, ObjectLimitIsAnError) {
+  auto arena = make_arena(small_options(8 << 20, 32));
+  Client client = attach(*arena);
+  for (uint64_t i = 0; i < 32; ++i) ASSERT_TRUE(put(client, id_of(i), 100).ok());
+  auto more = client.create(id_of(99), 100);
+  ASSERT_FALSE(more.ok());
+  EXPECT_EQ(more.error().code, ErrorCode::kFull);
+  client.erase(id_of(5));
+  EXPECT_TRUE(put(client, id_of(99), 100).ok());
+  EXPECT_SOUND(*arena, true);
+}
+
+TEST(Client, ASlotHasOneOwner) {
+  auto arena = make_arena();
+  Client client = attach(*arena);
+  EXPECT_FALSE(Client::open(arena->index_fd(), arena->data_fd(), client.slot()).ok());
+  EXPECT_FALSE(Client::open(arena->index_fd(), arena->data_fd(), 0).ok());
+  EXPECT_FALSE(Client::open(arena->index_fd(), arena->data_fd(), 16).ok());
+  EXPECT_FALSE(Client::open(arena->data_fd(), arena->index_fd(), 5).ok());
+}
+
+TEST(Client, AgainstAModelUnderRandomOperations) {
+  for (uint64_t seed = 1; seed <= 6; ++seed) {
+    SCOPED_TRACE(seed);
+    std::mt19937_64 random(seed);
+    auto arena = make_arena(small_options(16 << 20, 512));
+    std::vector<Client> clients;
+    for (int i = 0; i < 3; ++i) clients.push_back(attach(*arena));
+    std::unordered_map<uint64_t, uint64_t> model;  // id -> size
+    std::vector<std::pair<uint64_t, View>> views;
+    for (int i = 0; i < 4000; ++i) {
+      Client& client = clients[random() % clients.size()];
+      const uint64_t number = random() % 300;
+      switch (random() % 4) {
+        case 0: {
+          const uint64_t bytes = random() % 8 == 0 ? random() % (3 << 20) : random() % 60'000;
+          const auto done = put(client, id_of(number), bytes);
+          if (model.count(number) != 0) {
+            ASSERT_EQ(done.error().code, ErrorCode::kExists);
+          } else if (done.ok()) {
+            model[number] = bytes;
+          } else {
+            ASSERT_EQ(done.error().code, ErrorCode::kFull) << done.error().message;
+          }
+          break;
+        }
+        case 1:
+          ASSERT_EQ(client.erase(id_of(number)), model.erase(number) == 1);
+          break;
+        case 2: {
+          auto view = client.get(id_of(number));
+          ASSERT_EQ(view.has_value(), model.count(number) == 1);
+          if (view) {
+            ASSERT_EQ(view->size(), model[number]);
+            views.emplace_back(number, std::move(*view));
+          }
+          break;
+        }
+        default:
+          if (!views.empty()) {
+            const size_t k = random() % views.size();
+            ASSERT_TRUE(holds(views[k].second.data(), views[k].second.size(), id_of(views[k].first)));
+            if (k + 1 != views.size()) std::swap(views[k], views.back());
+            views.pop_back();
+          }
+      }
+      if (i % 200 == 0) EXPECT_SOUND(*arena, true);
+    }
+    views.clear();
+    for (const auto& [number, bytes] : model) EXPECT_TRUE(clients[0].erase(id_of(number)));
+    EXPECT_SOUND(*arena, true);
+    EXPECT_EQ(arena->stats().objects, 0u);
+    EXPECT_EQ(arena->stats().used_bytes, 0u);
+    EXPECT_EQ(arena->stats().corruptions_total, 0u);
+  }
+}
+
+TEST(Client, ThreadsOfOneClientShareIt) {
+  auto arena = make_arena(small_options(32 << 20, 1024));
+  Client client = attach(*arena), other = attach(*arena);
+  std::vector<std::thread> threads;
+  std::atomic<int> wrong{0};
+  for (int t = 0; t < 4; ++t) {
+    threads.emplace_back([&, t] {
+      std::mt19937_64 random(t);
+      Client& mine = t == 3 ? other : client;
+      for (int i = 0; i < 3000; ++i) {
+        const ObjectId id = id_of(random() % 40);
+        switch (random() % 4) {
+          case 0: (void)put(mine, id, 200 + random() % 20'000); break;
+          case 1: mine.erase(id); break;
+          default:
+            if (auto view = mine.get(id); view && !holds(view->data(), view->size(), id)) ++wrong;
+        }
+      }
+    });
+  }
+  for (auto& thread : threads) thread.join();
+  EXPECT_EQ(wrong.load(), 0);
+  for (uint64_t i = 0; i < 40; ++i) client.erase(id_of(i));
+  EXPECT_SOUND(*arena, true);
+  EXPECT_EQ(arena->stats().objects, 0u);
+}
+
+TEST(Client, AForkedChildReadsButNeitherFreesNorWrites) {
+  auto arena = make_arena();
+  Client client = attach(*arena);
+  ASSERT_TRUE(put(client, id_of(1), 100'000).ok());
+  std::optional<View> view = client.get(id_of(1));
+  ASSERT_TRUE(view.has_value());
+  auto unsealed = client.create(id_of(2), 100);
+  ASSERT_TRUE(unsealed.ok());
+
+  const pid_t child = ::fork();
+  if (child == 0) {
+    int failures = 0;
+    if (!holds(view->data(), view->size(), id_of(1))) failures |= 1;
+    if (client.get(id_of(1)).has_value()) failures |= 2;
+    if (client.create(id_of(3), 10).ok()) failures |= 4;
+    if (client.erase(id_of(1))) failures |= 8;
+    if (client.seal(std::move(*unsealed)).ok()) failures |= 16;
+    view.reset();
+    { Writable dropped = std::move(*unsealed); }
+    ::_exit(failures);
+  }
+  int status = 0;
+  ::waitpid(child, &status, 0);
+  EXPECT_EQ(WEXITSTATUS(status), 0);
+  EXPECT_TRUE(WIFEXITED(status));
+  client.erase(id_of(1));
+  EXPECT_TRUE(holds(view->data(), view->size(), id_of(1)));
+  EXPECT_EQ(arena->stats().objects, 2u);
+  EXPECT_TRUE(client.seal(std::move(*unsealed)).ok());
+  view.reset();
+  EXPECT_EQ(arena->stats().objects, 1u);
+  EXPECT_SOUND(*arena, true);
+}
+
+}  // namespace
+}  // namespace skate::store

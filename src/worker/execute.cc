@@ -1,0 +1,391 @@
+// Running what others push here: the worker's side of tasks and actor calls.
+#include <unistd.h>
+
+#include <algorithm>
+
+#include "wire/archive.h"
+#include "worker/runtime.h"
+#include "worker/values.h"
+
+namespace skate::worker {
+
+using wire::RecordType;
+
+namespace {
+int64_t now_ns() { return Clock::now().time_since_epoch().count(); }
+
+void poke_event_fd(int fd) {
+  if (fd < 0) return;
+  uint64_t one = 1;
+  [[maybe_unused]] ssize_t n = write(fd, &one, sizeof one);
+}
+}  // namespace
+
+bool Runtime::parse_arguments(IncomingTask& task, wire::RecordReader& reader, uint32_t count) {
+  for (uint32_t i = 0; i < count; ++i) {
+    auto header = reader.get<wire::ArgumentHeader>();
+    std::span<const uint8_t> keyword = reader.bytes(header.keyword_bytes);
+    reader.align();
+    std::span<const uint8_t> body = reader.bytes(header.body_bytes);
+    reader.align();
+    if (!reader.ok()) return false;
+    IncomingTask::Arg argument;
+    argument.keyword = {reinterpret_cast<const char*>(keyword.data()), keyword.size()};
+    if (header.kind == wire::ArgumentKind::kValue) {
+      argument.value = body;
+    } else {
+      if (body.size() != sizeof(wire::ObjectRecord)) return false;
+      wire::ObjectRecord record;
+      std::memcpy(&record, body.data(), sizeof record);
+      Entry* entry = objects_.intern(record.object, peer_of(record.owner));
+      if (entry == nullptr) return false;
+      objects_.pin(entry);
+      if (!entry->ready()) entry->state.store(ObjectState::kStored, std::memory_order_release);
+      argument.stored = entry;
+    }
+    task.arguments.push_back(argument);
+  }
+  return true;
+}
+
+void Runtime::accept_task(Peer* from, std::span<const uint8_t> body) {
+  auto task = std::make_shared<IncomingTask>();
+  task->from = from;
+  task->record = Blob::copy(body);
+  wire::RecordReader reader(task->record->bytes());
+  task->header = reader.get<wire::PushTask>();
+  task->method = reader.text(task->header.method_bytes);
+  task->group = reader.text(task->header.group_bytes);
+  task->name = reader.text(task->header.name_bytes);
+  reader.align();
+  const wire::PushTask& header = task->header;
+  if (!reader.ok()) return;
+  bool actor_call = task->header.task.actor() != ActorId{};
+  if (actor_call && header.incarnation != actor_incarnation_) {
+    wire::TaskDone done{};
+    done.token = header.token;
+    done.status = wire::TaskStatus::kWrongIncarnation;
+    send_flat(from, RecordType::kTaskDone, rpc::Urgency::kTask, done);
+    return;
+  }
+  if (!actor_call) {
+    if (header.function >= from->functions.size() || !from->functions[header.function]) return;
+    task->function = from->functions[header.function];
+    task->lease = from->lease;
+  }
+  if (!parse_arguments(*task, reader, header.argument_count)) {
+    forget_task(*task);
+    return;
+  }
+  if (!keep_groups_.load() && !run_queues_.contains(task->group)) task->group.clear();
+  std::string group = keep_groups_.load() ? "" : task->group;
+  run_queues_[group].push_back(std::move(task));
+  run_ready_[group].notify_one();
+  poke_event_fd(event_fd_);
+  if (!actor_call && blocked_threads_.load() != 0) {
+    // The task that runs here waits for others: nothing may wait behind it.
+    std::deque<std::shared_ptr<IncomingTask>>& queue = run_queues_[group];
+    std::shared_ptr<IncomingTask> last = queue.back();
+    if (begin(*last)) {
+      queue.pop_back();
+      send_flat(from, RecordType::kTaskReturned, rpc::Urgency::kUrgent, wire::TaskReturned{last->header.token});
+      forget_task(*last);
+    }
+  }
+}
+
+/// Claims the task; false: its owner took it back.
+bool Runtime::begin(IncomingTask& task) {
+  if (task.create || task.header.claim == wire::kNoClaim || task.from == nullptr || !task.from->link) return true;
+  uint32_t offered = rpc::claim_word(task.header.claim, rpc::Claim::kOffered);
+  return task.from->link->peer_claim(task.header.claim)
+      .compare_exchange_strong(offered, rpc::claim_word(task.header.claim, rpc::Claim::kBegun),
+                               std::memory_order_acq_rel);
+}
+
+void Runtime::give_back_unbegun() {
+  std::lock_guard lock(mutex_);
+  std::deque<std::shared_ptr<IncomingTask>>& queue = run_queues_[""];
+  std::deque<std::shared_ptr<IncomingTask>> kept;
+  for (std::shared_ptr<IncomingTask>& task : queue) {
+    if (task->create || task->header.claim == wire::kNoClaim) {
+      kept.push_back(task);
+    } else if (begin(*task)) {
+      send_flat(task->from, RecordType::kTaskReturned, rpc::Urgency::kUrgent,
+                wire::TaskReturned{task->header.token});
+      forget_task(*task);
+    } else {
+      forget_task(*task);
+    }
+  }
+  queue.swap(kept);
+  flush();
+}
+
+void Runtime::forget_task(IncomingTask& task) {
+  for (IncomingTask::Arg& argument : task.arguments)
+    if (argument.stored != nullptr) objects_.unpin(argument.stored);
+  task.arguments.clear();
+}
+
+std::shared_ptr<IncomingTask> Runtime::pop_task(const std::string& group) {
+  std::deque<std::shared_ptr<IncomingTask>>& queue = run_queues_[group];
+  while (!queue.empty()) {
+    std::shared_ptr<IncomingTask> task = std::move(queue.front());
+    queue.pop_front();
+    if (!begin(*task)) {
+      forget_task(*task);
+      continue;
+    }
+    task->begun = true;
+    task->begun_ns = now_ns();
+    if (!task->create) {
+      if (task->from->state == Peer::State::kDead) {
+        forget_task(*task);
+        continue;
+      }
+      running_[{task->from, task->header.token}] = task;
+    }
+    return task;
+  }
+  return nullptr;
+}
+
+std::shared_ptr<IncomingTask> Runtime::next_task(const std::string& group, bool reads) {
+  if (!reads) {
+    std::unique_lock lock(mutex_);
+    for (;;) {
+      if (std::shared_ptr<IncomingTask> task = pop_task(group)) return task;
+      if (exiting_.load() || stopping_.load()) return nullptr;
+      run_ready_[group].wait(lock);
+    }
+  }
+  for (;;) {
+    {
+      std::lock_guard lock(mutex_);
+      if (std::shared_ptr<IncomingTask> task = pop_task(group)) return task;
+      if (exiting_.load() || stopping_.load()) return nullptr;
+    }
+    auto has_work = [&] {
+      std::lock_guard lock(mutex_);
+      return !run_queues_[group].empty() || exiting_.load() || stopping_.load();
+    };
+    if (mailbox_->try_enter()) {
+      do {
+        while (!has_work()) {
+          if (read_links() != 0) continue;
+          if (mailbox_->spin(Clock::time_point::max())) continue;
+          mailbox_->sleep_as_reader(Clock::now() + std::chrono::hours(1));
+        }
+        read_links();
+      } while (mailbox_->leave() && mailbox_->try_enter());
+    } else {
+      std::unique_lock lock(mutex_);
+      run_ready_[group].wait_for(lock, std::chrono::milliseconds(1), [&] {
+        return !run_queues_[group].empty() || exiting_.load() || stopping_.load();
+      });
+    }
+  }
+}
+
+std::vector<std::shared_ptr<IncomingTask>> Runtime::take_tasks() {
+  std::vector<std::shared_ptr<IncomingTask>> out;
+  std::lock_guard lock(mutex_);
+  for (auto& [group, queue] : run_queues_) {
+    while (std::shared_ptr<IncomingTask> task = pop_task(group)) out.push_back(std::move(task));
+  }
+  return out;
+}
+
+void Runtime::set_event_fd(int fd) {
+  std::lock_guard lock(mutex_);
+  event_fd_ = fd;
+  poke_event_fd(fd);
+}
+
+void Runtime::serve_group(const std::string& group) {
+  std::lock_guard lock(mutex_);
+  run_queues_[group];
+  run_ready_[group];
+}
+
+/// Refs of the arguments that are still held go on the owners' books. True: the submitter must keep its pins.
+bool Runtime::register_leftovers(IncomingTask& task) {
+  if (task.borrowed.empty()) return false;
+  std::vector<Entry*> borrowed;
+  borrowed.swap(task.borrowed);
+  std::vector<Entry*> kept;
+  for (Entry* entry : borrowed) {
+    if (entry->handles.load() == 0 && entry->pins == 1)
+      objects_.unpin(entry);
+    else
+      kept.push_back(entry);
+  }
+  if (kept.empty()) return false;
+  bool met =
+      objects_.register_then(kept, task.from, {Obligation::Kind::kPinsReleased, task.from, task.header.token, {}});
+  for (Entry* entry : kept) objects_.unpin(entry);
+  return !met;
+}
+
+void Runtime::export_contained(const std::vector<Entry*>& contained, Peer* to, uint64_t token) {
+  for (Entry* entry : contained) {
+    if (entry->owner == nullptr) {
+      objects_.grant(entry, to, 1);
+      objects_.unpin(entry);
+    } else if (entry->owner == to) {
+      // Its owner finds its own object in the result; our hold lasts until the result was read, since the
+      // messages to it keep their order.
+      objects_.unpin(entry);
+    } else {
+      untaken_results_[{to, token}].push_back(entry);
+    }
+  }
+}
+
+void Runtime::finish(const std::shared_ptr<IncomingTask>& task, wire::TaskStatus status,
+                     std::vector<OutgoingValue> results, bool worker_exits) {
+  static thread_local std::string out;
+  out.clear();
+  wire::TaskDone done{};
+  done.token = task->header.token;
+  done.run_ns = static_cast<uint64_t>(std::max<int64_t>(0, now_ns() - task->begun_ns));
+  done.stream_items = task->stream_items;
+  done.result_count = static_cast<uint32_t>(results.size());
+  done.status = status;
+  done.worker_exits = worker_exits;
+  std::lock_guard lock(mutex_);
+  running_.erase({task->from, task->header.token});
+  done.holds_refs = register_leftovers(*task);
+  wire::RecordWriter writer(out);
+  writer.put(done);
+  writer.align();
+  for (const OutgoingValue& value : results) {
+    encode_result(out, value);
+    writer.align();
+    if (value.inline_value) {
+      writer.bytes(value.inline_value->data(), value.inline_value->size());
+      writer.align();
+    }
+  }
+  if (task->from->state != Peer::State::kDead) {
+    for (const OutgoingValue& value : results) export_contained(value.contained, task->from, done.token);
+    send(task->from, static_cast<uint16_t>(RecordType::kTaskDone), rpc::Urgency::kTask,
+         {std::span(reinterpret_cast<const uint8_t*>(out.data()), out.size())});
+  } else {
+    for (size_t i = 0; i < results.size(); ++i) {
+      for (Entry* entry : results[i].contained) objects_.unpin(entry);
+      if (!results[i].inline_value) store_->erase(ObjectId::of(task->header.task, static_cast<uint32_t>(i + 1)));
+    }
+  }
+  forget_task(*task);
+  flush();
+  if (out.capacity() > size_t{1} << 20) out.shrink_to_fit();
+}
+
+void Runtime::finish_actor_creation(const std::shared_ptr<IncomingTask>& task, bool ok, BlobPtr error) {
+  wire::ActorCreated created{task->create->spec.actor, task->create->incarnation, ok, {}};
+  if (error) {
+    std::span<const uint8_t> bytes = error->bytes();
+    created.error_value.assign(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+  }
+  std::lock_guard lock(mutex_);
+  // What the constructor keeps of its arguments' refs; the creator holds them as long as the actor lives.
+  for (Entry* entry : task->borrowed) objects_.unpin(entry);
+  task->borrowed.clear();
+  send_daemon_body(static_cast<uint16_t>(wire::MessageType::kActorCreated), wire::encode(created));
+  forget_task(*task);
+  flush();
+}
+
+ObjectId Runtime::item_id(const IncomingTask& task) const {
+  return ObjectId::of(task.header.task, static_cast<uint32_t>(task.stream_items + 2));
+}
+
+bool Runtime::may_send_item(const IncomingTask& task) const {
+  if (task.header.backpressure < 0) return true;
+  uint64_t consumed = task.stream_consumed.load(std::memory_order_acquire);
+  if (consumed == ~uint64_t{0}) return true;
+  return task.stream_items < consumed + static_cast<uint64_t>(task.header.backpressure);
+}
+
+WaitOutcome Runtime::wait_for_credit(const std::shared_ptr<IncomingTask>& task) {
+  uint32_t ticket = credit_word_.load(std::memory_order_seq_cst);
+  if (may_send_item(*task) || task->cancelled.load() || exiting_.load()) return WaitOutcome::kReady;
+  rpc::futex_sleep(credit_word_, ticket, std::chrono::milliseconds(200));
+  return may_send_item(*task) || task->cancelled.load() ? WaitOutcome::kReady : WaitOutcome::kInterrupted;
+}
+
+bool Runtime::send_item(const std::shared_ptr<IncomingTask>& task, OutgoingValue value) {
+  std::string out;
+  wire::RecordWriter writer(out);
+  std::lock_guard lock(mutex_);
+  if (task->stream_consumed.load() == ~uint64_t{0} || task->from->state == Peer::State::kDead) {
+    for (Entry* entry : value.contained) objects_.unpin(entry);
+    if (!value.inline_value) store_->erase(item_id(*task));
+    return false;
+  }
+  writer.put(wire::StreamItem{task->header.token, task->stream_items});
+  writer.align();
+  encode_result(out, value);
+  writer.align();
+  if (value.inline_value) {
+    writer.bytes(value.inline_value->data(), value.inline_value->size());
+    writer.align();
+  }
+  export_contained(value.contained, task->from, task->header.token);
+  send(task->from, static_cast<uint16_t>(RecordType::kStreamItem), rpc::Urgency::kTask,
+       {std::span(reinterpret_cast<const uint8_t*>(out.data()), out.size())});
+  ++task->stream_items;
+  flush();
+  return true;
+}
+
+void Runtime::on_cancel(std::function<void(const std::shared_ptr<IncomingTask>&, bool)> handler) {
+  std::lock_guard lock(mutex_);
+  cancel_handler_ = std::move(handler);
+}
+
+void Runtime::cancel_incoming(Peer* from, std::span<const uint8_t> body) {
+  wire::RecordReader reader(body);
+  auto cancel = reader.get<wire::CancelTask>();
+  if (!reader.ok()) return;
+  auto found = running_.find({from, cancel.token});
+  if (found != running_.end()) {
+    found->second->cancelled.store(true);
+    cancels_due_.emplace_back(found->second, cancel.recursive != 0);
+    credit_word_.fetch_add(1);
+    rpc::futex_wake_all(credit_word_);
+    return;
+  }
+  for (auto& [group, queue] : run_queues_)
+    for (std::shared_ptr<IncomingTask>& task : queue)
+      if (task->from == from && task->header.token == cancel.token) task->cancelled.store(true);
+}
+
+void Runtime::request_exit(wire::Death reason) {
+  std::lock_guard lock(mutex_);
+  exit_reason_ = std::move(reason);
+  exiting_.store(true, std::memory_order_release);
+  for (auto& [group, ready] : run_ready_) ready.notify_all();
+  poke_event_fd(event_fd_);
+}
+
+void Runtime::sleep_until_released() {
+  std::unique_lock lock(mutex_);
+  released_.wait_for(lock, std::chrono::milliseconds(200));
+}
+
+wire::Death Runtime::exit_reason() {
+  std::lock_guard lock(mutex_);
+  return exit_reason_;
+}
+
+void Runtime::set_source(std::string_view name) {
+  char* source = mailbox_->slot().source;
+  size_t size = std::min<size_t>(name.size(), sizeof(rpc::ProcessSlot::source) - 1);
+  std::memcpy(source, name.data(), size);
+  source[size] = '\0';
+}
+
+}  // namespace skate::worker

@@ -1,0 +1,170 @@
+#include "worker/ownership/object_table.h"
+
+#include "base/assert.h"
+
+namespace skate::worker {
+
+ObjectTable::~ObjectTable() {
+  for (auto& [id, entry] : entries_) delete entry;
+}
+
+Entry* ObjectTable::create(const ObjectId& id) {
+  Entry* entry = new Entry();
+  entry->id = id;
+  bool inserted = entries_.emplace(id, entry).second;
+  SKATE_ASSERT(inserted, "two objects with one id");
+  return entry;
+}
+
+Entry* ObjectTable::find(const ObjectId& id) const {
+  auto found = entries_.find(id);
+  return found == entries_.end() ? nullptr : found->second;
+}
+
+Entry* ObjectTable::intern(const ObjectId& id, Peer* owner) {
+  if (Entry* known = find(id)) return known;
+  if (owner == nullptr) return nullptr;
+  Entry* entry = create(id);
+  entry->owner = owner;
+  return entry;
+}
+
+void ObjectTable::unpin(Entry* entry) {
+  SKATE_ASSERT(entry->pins > 0, "unpin without pin");
+  --entry->pins;
+  settle(entry);
+}
+
+void ObjectTable::drop_handle(Entry* entry) {
+  uint32_t before = entry->handles.fetch_sub(1, std::memory_order_acq_rel);
+  SKATE_ASSERT(before > 0, "handle dropped twice");
+  if (before == 1) settle(entry);
+}
+
+void ObjectTable::settle(Entry* entry) {
+  // Freeing an object may free what it contains, to any depth: a loop, not recursion.
+  std::vector<Entry*> stack{entry};
+  while (!stack.empty()) {
+    Entry* next = stack.back();
+    stack.pop_back();
+    if (next->pins != 0 || next->grants_out != 0 || next->handles.load(std::memory_order_acquire) != 0) continue;
+    if (next->owner != nullptr) {
+      if (next->grants_in != 0) effects_.release_ref(next->owner, next->id, next->grants_in);
+    } else {
+      if (next->in_local_store) effects_.erase_stored(next->id);
+      if (next->keeps_actor) effects_.actor_out_of_scope(next->id);
+    }
+    effects_.object_gone(*next);
+    if (next->contained) {
+      for (Entry* inner : *next->contained) {
+        SKATE_ASSERT(inner->pins > 0, "a contained object lost its pin");
+        if (--inner->pins == 0) stack.push_back(inner);
+      }
+    }
+    entries_.erase(next->id);
+    delete next;
+  }
+}
+
+void ObjectTable::grant(Entry* entry, Peer* borrower, uint32_t count) {
+  entry->grants_out += count;
+  granted_[borrower][entry->id] += count;
+}
+
+bool ObjectTable::take_back(const ObjectId& id, Peer* borrower, uint32_t count) {
+  auto of_peer = granted_.find(borrower);
+  if (of_peer == granted_.end()) return false;
+  auto held = of_peer->second.find(id);
+  if (held == of_peer->second.end() || held->second < count) return false;
+  held->second -= count;
+  if (held->second == 0) of_peer->second.erase(held);
+  Entry* entry = find(id);
+  SKATE_ASSERT(entry != nullptr && entry->grants_out >= count, "grants do not add up");
+  entry->grants_out -= count;
+  settle(entry);
+  return true;
+}
+
+uint32_t ObjectTable::granted_to(const Entry* entry, Peer* borrower) const {
+  auto of_peer = granted_.find(borrower);
+  if (of_peer == granted_.end()) return 0;
+  auto held = of_peer->second.find(entry->id);
+  return held == of_peer->second.end() ? 0 : held->second;
+}
+
+bool ObjectTable::register_then(const std::vector<Entry*>& entries, Peer* ordered_with,
+                                const Obligation& obligation) {
+  std::shared_ptr<Pending> pending;
+  for (Entry* entry : entries) {
+    if (entry->owner == nullptr) continue;
+    auto under_way = registering_.find(entry->id);
+    if (entry->grants_in == 0) {
+      entry->grants_in = 1;
+      effects_.register_ref(entry->owner, entry->id, 1);
+      if (entry->owner == ordered_with) continue;
+      under_way = registering_.try_emplace(entry->id, Registering{entry->owner, {}}).first;
+    } else if (under_way == registering_.end() || entry->owner == ordered_with) {
+      continue;
+    }
+    if (!pending) pending = std::make_shared<Pending>(Pending{obligation, 0});
+    ++pending->remaining;
+    under_way->second.waiting.push_back(pending);
+  }
+  return pending == nullptr;
+}
+
+void ObjectTable::registered(const ObjectId& id) {
+  auto found = registering_.find(id);
+  if (found == registering_.end()) return;
+  std::vector<std::shared_ptr<Pending>> waiting = std::move(found->second.waiting);
+  registering_.erase(found);
+  for (const std::shared_ptr<Pending>& pending : waiting)
+    if (--pending->remaining == 0) meet(pending->obligation);
+}
+
+void ObjectTable::meet(const Obligation& obligation) {
+  switch (obligation.kind) {
+    case Obligation::Kind::kPinsReleased:
+      effects_.pins_released(obligation.peer, obligation.token);
+      break;
+    case Obligation::Kind::kResultsTaken:
+      effects_.results_taken(obligation.peer, obligation.token);
+      break;
+    case Obligation::Kind::kUnpin:
+      if (Entry* outer = find(obligation.outer)) unpin(outer);
+      break;
+  }
+}
+
+void ObjectTable::contain(Entry* outer, std::vector<Entry*> inner) {
+  if (inner.empty()) return;
+  for (Entry* entry : inner) ++entry->pins;
+  if (!outer->contained) outer->contained = std::make_unique<std::vector<Entry*>>();
+  outer->contained->insert(outer->contained->end(), inner.begin(), inner.end());
+}
+
+std::vector<Entry*> ObjectTable::peer_died(Peer* peer) {
+  if (auto of_peer = granted_.find(peer); of_peer != granted_.end()) {
+    auto held = std::move(of_peer->second);
+    granted_.erase(of_peer);
+    for (auto& [id, count] : held) {
+      Entry* entry = find(id);
+      SKATE_ASSERT(entry != nullptr && entry->grants_out >= count, "grants do not add up");
+      entry->grants_out -= count;
+      settle(entry);
+    }
+  }
+  std::vector<Entry*> lost;
+  std::vector<ObjectId> unanswered;
+  for (auto& [id, entry] : entries_) {
+    if (entry->owner != peer) continue;
+    lost.push_back(entry);
+    entry->grants_in = 0;  // there is nobody to give them back to
+  }
+  for (auto& [id, under_way] : registering_)
+    if (under_way.owner == peer) unanswered.push_back(id);
+  for (const ObjectId& id : unanswered) registered(id);  // no acknowledgement will come: move on
+  return lost;
+}
+
+}  // namespace skate::worker

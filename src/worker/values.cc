@@ -1,0 +1,75 @@
+#include "worker/values.h"
+
+#include "wire/value.h"
+
+namespace skate::worker {
+
+namespace {
+
+const char* kind_text(wire::DeathKind kind) {
+  switch (kind) {
+    case wire::DeathKind::kUnknown: return "unknown";
+    case wire::DeathKind::kExited: return "exited";
+    case wire::DeathKind::kSignalled: return "signalled";
+    case wire::DeathKind::kOutOfMemory: return "out_of_memory";
+    case wire::DeathKind::kNodeLost: return "node_lost";
+    case wire::DeathKind::kOwnerDied: return "owner_died";
+    case wire::DeathKind::kKilled: return "killed";
+    case wire::DeathKind::kIntended: return "intended";
+    case wire::DeathKind::kEnvironment: return "environment";
+    case wire::DeathKind::kConstructor: return "constructor";
+    case wire::DeathKind::kUnschedulable: return "unschedulable";
+    case wire::DeathKind::kNeverCreated: return "never_created";
+  }
+  return "unknown";
+}
+
+}  // namespace
+
+BlobPtr system_error(const std::string& kind, const std::map<std::string, std::string>& fields) {
+  return Blob::copy(wire::encode_system_error(kind, fields));
+}
+
+std::map<std::string, std::string> death_fields(const wire::Death& death) {
+  std::map<std::string, std::string> fields;
+  fields["cause"] = kind_text(death.kind);
+  fields["message"] = death.message;
+  if (death.pid != 0) fields["pid"] = std::to_string(death.pid);
+  if (death.kind == wire::DeathKind::kExited) fields["exit_code"] = std::to_string(death.exit_code);
+  if (death.signal != 0) fields["signal"] = std::to_string(death.signal);
+  if (!death.log_tail.empty()) fields["log_tail"] = death.log_tail;
+  if (!death.error_value.empty()) fields["error_value"] = death.error_value;
+  return fields;
+}
+
+const char* error_kind_of(const wire::Death& death, bool of_actor) {
+  switch (death.kind) {
+    case wire::DeathKind::kOutOfMemory: return "out_of_memory";
+    case wire::DeathKind::kEnvironment: return "runtime_env";
+    case wire::DeathKind::kUnschedulable: return "unschedulable";
+    case wire::DeathKind::kNodeLost: return of_actor ? "actor_died" : "node_died";
+    default: return of_actor ? "actor_died" : "worker_died";
+  }
+}
+
+BlobPtr task_error(const wire::Death& death, const std::string& task_name) {
+  std::map<std::string, std::string> fields = death_fields(death);
+  fields["task_name"] = task_name;
+  return system_error(error_kind_of(death, false), fields);
+}
+
+BlobPtr lost_object_error(const ObjectId& id, const std::string& why) {
+  return system_error("object_lost", {{"object_id", id.hex()}, {"message", why}});
+}
+
+BlobPtr owner_died_error(const ObjectId& id, const wire::Death& death) {
+  std::map<std::string, std::string> fields = death_fields(death);
+  fields["object_id"] = id.hex();
+  return system_error("owner_died", fields);
+}
+
+BlobPtr cancelled_error(const TaskId& task, const std::string& task_name) {
+  return system_error("task_cancelled", {{"task_id", task.hex()}, {"task_name", task_name}});
+}
+
+}  // namespace skate::worker

@@ -1,0 +1,19 @@
+"""Which system the Python tests run on is decided by what `import ray` finds, and by nothing else."""
+
+import pytest
+
+TEST_TIMEOUT_S = 60
+
+
+def pytest_report_header(config):
+    import ray
+
+    return f"ray API: {ray.__version__} from {ray.__file__}"
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("timeout", None) is not None:
+        return  # asked for on the command line, for a slow machine
+    for item in items:
+        if item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(TEST_TIMEOUT_S))

@@ -1,0 +1,328 @@
+"""Drivers that sleep, hold the GIL, fork, run many threads, or share the machine with another."""
+
+import os
+import signal
+
+import pytest
+from os_facts import command_of, stat_of
+
+PRELUDE = """
+import ctypes, os, sys, threading, time
+import numpy as np
+import skate
+
+skate.init(num_cpus=4, log_to_driver=False)
+
+@skate.remote
+def borrow(refs):
+    "Reads what the driver owns, and says when it had it."
+    values = skate.get(refs)
+    return [v if isinstance(v, str) else int(v.sum()) for v in values], time.monotonic()
+
+@skate.remote
+def store(path, *results):
+    with open(path + ".part", "w") as f:
+        f.write(repr(results))
+    os.rename(path + ".part", path)
+"""
+
+HOLDS = {
+    "time.sleep": "time.sleep(6)",
+    "gil-held-in-c": "ctypes.PyDLL(None).usleep(6_000_000)",
+    "pure-python-loop": "deadline = time.monotonic() + 6\nwhile time.monotonic() < deadline: pass",
+    "joins-a-thread": "t = threading.Thread(target=time.sleep, args=(6,)); t.start(); t.join()",
+}
+
+
+@pytest.mark.parametrize("hold", HOLDS.values(), ids=HOLDS.keys())
+def test_others_borrow_from_a_busy_driver(driver, tmp_path, hold):
+    path = str(tmp_path / "borrowed")
+    d = driver(
+        PRELUDE
+        + f"""
+skate.get(borrow.remote([skate.put("warm")]))
+small, large = skate.put("small"), skate.put(np.ones(500_000, dtype=int))
+done = store.remote({path!r}, borrow.remote([small, large]))
+start = time.monotonic()
+{hold}
+end = time.monotonic()
+print("EXISTS", os.path.exists({path!r}))
+skate.get(done)
+(values, at), = eval(open({path!r}).read())
+print("VALUES", values, "DURING", start - 1 < at < end - 1)
+"""
+    )
+    rc, out = d.finish()
+    assert rc == 0, out
+    assert "EXISTS True" in out and "VALUES ['small', 500000] DURING True" in out, out
+
+
+def test_results_are_taken_in_while_the_driver_holds_the_gil(driver, tmp_path):
+    """A chain of tasks needs its owner between any two links."""
+    path = str(tmp_path / "chain")
+    d = driver(
+        PRELUDE
+        + f"""
+step = skate.remote(lambda x: x + 1)
+ref = step.remote(0)
+for _ in range(50):
+    ref = step.remote(ref)
+done = store.remote({path!r}, ref)
+ctypes.PyDLL(None).usleep(6_000_000)
+print("EXISTS", os.path.exists({path!r}))
+"""
+    )
+    rc, out = d.finish()
+    assert rc == 0 and "EXISTS True" in out, out
+
+
+def test_eight_threads_submit_and_get(driver):
+    d = driver(
+        PRELUDE
+        + """
+identity = skate.remote(lambda x: x)
+
+@skate.remote(num_cpus=0)
+class Echo:
+    def echo(self, x):
+        return x
+
+echo = Echo.remote()
+failures, total = [], [0] * 8
+
+def work(n):
+    try:
+        for i in range(200):
+            refs = [identity.remote((n, i, k)) for k in range(10)] + [echo.echo.remote((n, i))]
+            ready, rest = skate.wait(refs, num_returns=3)
+            assert len(ready) == 3 and len(rest) == 8
+            assert skate.get(refs) == [(n, i, k) for k in range(10)] + [(n, i)]
+            assert skate.get(skate.put([n, i])) == [n, i]
+            total[n] += 1
+    except BaseException as e:
+        failures.append(repr(e))
+
+threads = [threading.Thread(target=work, args=(n,)) for n in range(8)]
+[t.start() for t in threads]
+[t.join() for t in threads]
+print("FAILURES", failures, "TOTAL", sum(total))
+"""
+    )
+    rc, out = d.finish()
+    assert rc == 0 and "FAILURES [] TOTAL 1600" in out, out
+
+
+def test_threads_that_end_in_a_call_do_not_hold_up_the_exit(driver):
+    d = driver(
+        PRELUDE
+        + """
+never = skate.remote(lambda: time.sleep(600)).remote()
+threading.Thread(target=lambda: skate.get(never), daemon=True).start()
+print("LEAVING")
+"""
+    )
+    d.until("LEAVING")
+    rc, out = d.finish(timeout_s=15)
+    assert rc == 0, out
+
+
+FORK = """
+array = skate.get(skate.put(np.arange(500_000)))
+ref = skate.put("parent's")
+"""
+
+
+def test_fork_after_init_may_read_arrays(driver):
+    d = driver(
+        PRELUDE
+        + FORK
+        + """
+import multiprocessing
+def total(i):
+    return int(array.sum())
+with multiprocessing.get_context("fork").Pool(3) as pool:
+    print("CHILDREN", set(pool.map(total, range(6))) == {int(np.arange(500_000).sum())})
+print("PARENT", skate.get(ref), skate.get(skate.remote(lambda: 1).remote()))
+"""
+    )
+    rc, out = d.finish()
+    assert rc == 0 and "CHILDREN True" in out and "PARENT parent's 1" in out, out
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "skate.get(ref)",
+        "skate.put(1)",
+        "skate.wait([ref])",
+        "skate.remote(lambda: 1).remote()",
+        "skate.cluster_resources()",
+        "skate.cancel(ref)",
+        "skate.get_actor('x')",
+        "skate.nodes()",
+    ],
+)
+def test_a_call_in_a_forked_child_raises(driver, call):
+    d = driver(
+        PRELUDE
+        + FORK
+        + f"""
+pid = os.fork()
+if pid == 0:
+    try:
+        {call}
+        os.write(1, b"CHILD returned\\n")
+    except RuntimeError as e:
+        os.write(1, b"CHILD " + str(e).encode().replace(b"\\n", b" ") + b"\\n")
+    except BaseException as e:
+        os.write(1, b"CHILD other " + repr(e).encode() + b"\\n")
+    os._exit(0)
+os.waitpid(pid, 0)
+print("PARENT", skate.get(ref), skate.get(skate.remote(lambda: 1).remote()))
+"""
+    )
+    said = d.until("CHILD ")
+    rc, out = d.finish()
+    assert rc == 0 and "PARENT parent's 1" in out, out
+    assert "fork" in said and "spawn" in said, said
+
+
+def test_a_forked_child_that_exits_normally_disturbs_nothing(driver):
+    """Exit handlers and destructors of the child must not take the parent's cluster down."""
+    d = driver(
+        PRELUDE
+        + FORK
+        + """
+pid = os.fork()
+if pid == 0:
+    del ref, array
+    sys.exit(0)
+print("STATUS", os.waitpid(pid, 0)[1])
+print("PARENT", skate.get(ref), int(array.sum()), skate.get(skate.remote(lambda: 1).remote()))
+"""
+    )
+    rc, out = d.finish()
+    assert rc == 0 and "STATUS 0" in out and "PARENT parent's 124999750000 1" in out, out
+
+
+def test_a_childs_pins_outlive_the_parents(driver):
+    d = driver(
+        PRELUDE
+        + """
+import gc
+array = skate.get(skate.put(np.full(500_000, 7)))
+read_end, write_end = os.pipe()
+pid = os.fork()
+if pid == 0:
+    os.read(read_end, 1)
+    os._exit(0 if (array == 7).all() else 9)
+del array
+gc.collect()
+churn = [skate.put(np.zeros(500_000)) for _ in range(50)]
+del churn
+churn = [skate.put(np.zeros(500_000)) for _ in range(50)]
+os.write(write_end, b"x")
+print("STATUS", os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+    )
+    rc, out = d.finish()
+    assert rc == 0 and "STATUS 0" in out, out
+
+
+def test_two_clusters_at_once(driver):
+    code = (
+        PRELUDE
+        + """
+print("SESSION", skate.get_runtime_context().get_session_name())
+refs = [skate.put(np.full(100_000, os.getpid())) for _ in range(5)]
+print("REF", skate.cloudpickle.dumps(refs[0]).hex())
+sys.stdin.readline()
+print("OWN", all((skate.get(r) == os.getpid()).all() for r in refs))
+print("RESULT", skate.get(skate.remote(lambda: 3).remote()))
+"""
+    )
+    first, second = driver(code), driver(code)
+    assert first.until("SESSION ") != second.until("SESSION ")
+    first.until("REF ")
+    second.until("REF ")
+    first.tell()
+    rc, out = first.finish()
+    assert rc == 0 and "OWN True" in out and "RESULT 3" in out, out
+    # The end of the one is nothing to the other.
+    second.tell()
+    rc, out = second.finish()
+    assert rc == 0 and "OWN True" in out and "RESULT 3" in out, out
+
+
+def test_a_killed_cluster_is_nothing_to_its_neighbour(driver):
+    code = (
+        PRELUDE
+        + "print('READY')\nsys.stdin.readline()\n"
+        + "print('RESULT', skate.get(skate.remote(lambda: 3).remote()))\n"
+    )
+    first, second = driver(code), driver(code)
+    first.until("READY")
+    second.until("READY")
+    first.kill()
+    second.tell()
+    rc, out = second.finish()
+    assert rc == 0 and "RESULT 3" in out, out
+
+
+def test_a_ref_from_another_cluster(driver):
+    first = driver(
+        PRELUDE
+        + "ref = skate.put(1)\nprint('REF', skate.cloudpickle.dumps(ref).hex())\nsys.stdin.readline()\n"
+    )
+    data = first.until("REF ")
+    second = driver(
+        PRELUDE
+        + f"""
+for attempt in ("load", "get", "pass"):
+    start = time.monotonic()
+    try:
+        ref = skate.cloudpickle.loads(bytes.fromhex({data!r}))
+        if attempt == "get":
+            skate.get(ref)
+        elif attempt == "pass":
+            skate.get(skate.remote(lambda x: x).remote(ref))
+        print("NO-ERROR", attempt)
+    except Exception as e:
+        print("ERROR", attempt, type(e).__name__, "|", str(e).replace(chr(10), " "))
+    assert time.monotonic() - start < 10
+print("AFTER", skate.get(skate.remote(lambda: 3).remote()))
+"""
+    )
+    rc, out = second.finish()
+    assert rc == 0 and "AFTER 3" in out, out
+    assert "NO-ERROR get" not in out and "NO-ERROR pass" not in out, out
+    errors = [x for x in out.splitlines() if x.startswith("ERROR")]
+    assert errors and all("cluster" in x for x in errors), out
+
+
+def test_the_fork_servers_death_harms_no_worker(driver):
+    d = driver(
+        PRELUDE
+        + """
+@skate.remote(num_cpus=0)
+class A:
+    def ok(self):
+        return os.getpid()
+
+a = A.remote()
+before = skate.get(a.ok.remote())
+print("READY")
+sys.stdin.readline()
+print("SAME", skate.get(a.ok.remote()) == before)
+b = [A.remote() for _ in range(3)]
+print("NEW", len(set(skate.get([x.ok.remote() for x in b], timeout=30))))
+"""
+    )
+    d.until("READY")
+    servers = [p for p in d.processes() if any("fork_server" in word for word in command_of(p))]
+    assert servers
+    # Workers are forked from it and may have the same command line; the server is the eldest.
+    os.kill(min(servers, key=lambda p: int(stat_of(p)[4])), signal.SIGKILL)
+    d.tell()
+    rc, out = d.finish()
+    assert rc == 0 and "SAME True" in out and "NEW 3" in out, out
