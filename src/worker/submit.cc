@@ -5,6 +5,7 @@
 //                                    +-- taken back, retried
 #include <algorithm>
 
+#define XXH_INLINE_ALL  // header only: the module links no libxxhash
 #include <xxhash.h>
 
 #include "wire/archive.h"
