@@ -13,16 +13,14 @@ namespace {
 /// One reference to an actor. `handle` counts it (see ObjectTable); null for actors that are not counted:
 /// detached ones and those found by name.
 struct ActorObject {
-  PyObject_HEAD
-  wire::ActorInfo info;
+  PyObject_HEAD wire::ActorInfo info;
   PyObject* handle;
   PyObject* weakrefs;
 };
 PyTypeObject* actor_type = nullptr;
 
 struct MethodObject {
-  PyObject_HEAD
-  std::shared_ptr<TaskSpec> spec;
+  PyObject_HEAD std::shared_ptr<TaskSpec> spec;
   ActorObject* actor;  ///< owned
   PyObject* check;
   int64_t arity_min, arity_max;
@@ -50,7 +48,9 @@ ActorObject* allocate_actor(const wire::ActorInfo& info) {
   return self;
 }
 
-PyObject* actor_actor_id(PyObject* self, PyObject*) { return actor_bytes(reinterpret_cast<ActorObject*>(self)->info.actor); }
+PyObject* actor_actor_id(PyObject* self, PyObject*) {
+  return actor_bytes(reinterpret_cast<ActorObject*>(self)->info.actor);
+}
 PyObject* actor_meta(PyObject* self, PyObject*) {
   const std::string& meta = reinterpret_cast<ActorObject*>(self)->info.meta;
   return PyBytes_FromStringAndSize(meta.data(), static_cast<Py_ssize_t>(meta.size()));
@@ -107,9 +107,10 @@ PyObject* actor_method(PyObject* object, PyObject* args) {
 PyObject* actor_reduce(PyObject* object, PyObject*) {
   auto* self = reinterpret_cast<ActorObject*>(object);
   if (!in_encode_context()) {
-    PyErr_SetString(PyExc_TypeError,
-                    "an actor handle can only be pickled inside an argument, a result or a put value; give the "
-                    "actor a name and look it up with get_actor where else it is needed");
+    PyErr_SetString(
+        PyExc_TypeError,
+        "an actor handle can only be pickled inside an argument, a result or a put value; give the "
+        "actor a name and look it up with get_actor where else it is needed");
     return nullptr;
   }
   wire::ActorInfo info = self->info;
@@ -164,11 +165,12 @@ PyObject* method_submit(PyObject* object, PyObject* const* args, Py_ssize_t coun
   }
   std::vector<Argument> arguments;
   std::vector<Entry*> pinned;
-  if ((n != 0 || keyword_names != nullptr) && !build_arguments(*runtime, args, n, keyword_names, arguments, pinned))
+  if ((n != 0 || keyword_names != nullptr) &&
+      !build_arguments(*runtime, args, n, keyword_names, arguments, pinned))
     return nullptr;
   Result<Runtime::Submitted> submitted =
-      runtime->submit_to_actor(self->actor->info.actor, handle, self->spec, std::move(arguments), std::move(pinned),
-                               current_task_id());
+      runtime->submit_to_actor(self->actor->info.actor, handle, self->spec, std::move(arguments),
+                               std::move(pinned), current_task_id());
   if (!submitted.ok())
     return raise_system_error("pending_calls_exceeded", {{"message", submitted.error().message}});
   return wrap_returns(*self->spec, std::move(*submitted));
@@ -238,8 +240,8 @@ PyObject* new_actor_core(const wire::ActorInfo& info, Entry* handle) {
 PyObject* py_create_actor(PyObject*, PyObject* args) {
   PyObject *blob, *positional, *keywords, *options;
   const char* class_name;
-  if (!PyArg_ParseTuple(args, "SsO!O!O!:create_actor", &blob, &class_name, &PyTuple_Type, &positional, &PyDict_Type,
-                        &keywords, &PyDict_Type, &options))
+  if (!PyArg_ParseTuple(args, "SsO!O!O!:create_actor", &blob, &class_name, &PyTuple_Type, &positional,
+                        &PyDict_Type, &keywords, &PyDict_Type, &options))
     return nullptr;
   Runtime* runtime = require_runtime();
   if (runtime == nullptr) return nullptr;
@@ -264,7 +266,8 @@ PyObject* py_create_actor(PyObject*, PyObject* args) {
     if (!resources_from(resources, spec.resources)) return nullptr;
   if (PyObject* resources = PyDict_GetItemString(options, "placement_resources"))
     if (!resources_from(resources, spec.placement_resources)) return nullptr;
-  if (PyObject* groups = PyDict_GetItemString(options, "concurrency_groups"); groups != nullptr && PyDict_Check(groups)) {
+  if (PyObject* groups = PyDict_GetItemString(options, "concurrency_groups");
+      groups != nullptr && PyDict_Check(groups)) {
     PyObject *key, *value;
     Py_ssize_t at = 0;
     while (PyDict_Next(groups, &at, &key, &value)) {
@@ -277,7 +280,8 @@ PyObject* py_create_actor(PyObject*, PyObject* args) {
   Object names(PyTuple_New(PyDict_GET_SIZE(keywords)));
   if (!names) return nullptr;
   std::vector<PyObject*> values;
-  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(positional); ++i) values.push_back(PyTuple_GET_ITEM(positional, i));
+  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(positional); ++i)
+    values.push_back(PyTuple_GET_ITEM(positional, i));
   PyObject *key, *value;
   for (Py_ssize_t at = 0, i = 0; PyDict_Next(keywords, &at, &key, &value); ++i) {
     PyTuple_SET_ITEM(names.get(), i, Py_NewRef(key));
@@ -285,8 +289,8 @@ PyObject* py_create_actor(PyObject*, PyObject* args) {
   }
   std::vector<Argument> arguments;
   std::vector<Entry*> pinned;
-  if (!build_arguments(*runtime, values.data(), static_cast<size_t>(PyTuple_GET_SIZE(positional)), names.get(),
-                       arguments, pinned))
+  if (!build_arguments(*runtime, values.data(), static_cast<size_t>(PyTuple_GET_SIZE(positional)),
+                       names.get(), arguments, pinned))
     return nullptr;
   Result<Runtime::CreatedActor> created = [&] {
     WithoutGil released;
@@ -311,13 +315,14 @@ PyObject* py_get_named_actor(PyObject*, PyObject* args) {
   std::string in = *name_space != '\0' ? name_space : runtime->welcome().name_space;
   Result<std::string> reply = [&] {
     WithoutGil released;
-    return runtime->control_call(wire::ControlMethod::kGetNamedActor, wire::encode(wire::GetNamedActor{name, in}),
-                                 Clock::time_point::max());
+    return runtime->control_call(wire::ControlMethod::kGetNamedActor,
+                                 wire::encode(wire::GetNamedActor{name, in}), Clock::time_point::max());
   }();
   if (!reply.ok()) {
     if (reply.error().code == ErrorCode::kNotFound) {
-      PyErr_Format(PyExc_ValueError, "no actor named '%s' lives in namespace '%s': create it, or name its namespace",
-                   name, in.c_str());
+      PyErr_Format(PyExc_ValueError,
+                   "no actor named '%s' lives in namespace '%s': create it, or name its namespace", name,
+                   in.c_str());
       return nullptr;
     }
     set_error(reply.error());
@@ -343,8 +348,8 @@ PyObject* py_list_named_actors(PyObject*, PyObject* args) {
                                  wire::encode(wire::ListNamedActors{all != 0, runtime->welcome().name_space}),
                                  Clock::time_point::max());
   }();
-  Result<wire::ListNamedActorsReply> names =
-      reply.ok() ? wire::decode<wire::ListNamedActorsReply>(*reply) : Result<wire::ListNamedActorsReply>(reply.error());
+  Result<wire::ListNamedActorsReply> names = reply.ok() ? wire::decode<wire::ListNamedActorsReply>(*reply)
+                                                        : Result<wire::ListNamedActorsReply>(reply.error());
   if (!names.ok()) {
     set_error(names.error());
     return nullptr;
@@ -371,7 +376,8 @@ PyObject* py_restore_actor(PyObject*, PyObject* args) {
   if (!PyArg_ParseTuple(args, "y#O:_restore_actor", &body, &size, &handle)) return nullptr;
   Runtime* runtime = require_runtime();
   if (runtime == nullptr) return nullptr;
-  Result<wire::ActorInfo> info = wire::decode<wire::ActorInfo>(std::string_view(body, static_cast<size_t>(size)));
+  Result<wire::ActorInfo> info =
+      wire::decode<wire::ActorInfo>(std::string_view(body, static_cast<size_t>(size)));
   if (!info.ok() || (handle != Py_None && !is_ref(handle))) {
     PyErr_SetString(PyExc_ValueError, "the pickled actor handle is damaged");
     return nullptr;

@@ -67,8 +67,7 @@ PyObject* py_next_log_batch(PyObject*, PyObject* args);
 
 // --- refs (refs.cc) ---
 struct RefObject {
-  PyObject_HEAD
-  Entry* entry;      ///< one handle; null for nil and stray refs
+  PyObject_HEAD Entry* entry;  ///< one handle; null for nil and stray refs
   uint64_t epoch;
   ObjectId id;
   PyObject* weakrefs;
@@ -85,13 +84,16 @@ bool refs_init(PyObject* module);
 // --- values (objects.cc) ---
 /// Encodes `value`; false with a Python error set.
 bool to_blob(Runtime& runtime, PyObject* value, worker::OutgoingValue& out, const ObjectId* store_id);
-bool outgoing(Runtime& runtime, const EncodedValue& encoded, worker::OutgoingValue& out, const ObjectId* store_id,
-              bool is_error);
+bool outgoing(Runtime& runtime, const EncodedValue& encoded, worker::OutgoingValue& out,
+              const ObjectId* store_id, bool is_error);
 /// Decodes; raises what an error value holds. `outer`: the object it is; `task`: whose argument it is.
-PyObject* from_ready(Runtime& runtime, const worker::ReadyValue& value, Entry* outer, worker::IncomingTask* task);
-PyObject* from_argument(Runtime& runtime, worker::IncomingTask& task, const worker::IncomingTask::Arg& argument);
+PyObject* from_ready(Runtime& runtime, const worker::ReadyValue& value, Entry* outer,
+                     worker::IncomingTask* task);
+PyObject* from_argument(Runtime& runtime, worker::IncomingTask& task,
+                        const worker::IncomingTask::Arg& argument);
 /// Waits for entries; false with a Python error set (signal or timeout).
-bool wait_for(Runtime& runtime, std::span<Entry* const> entries, size_t count, Clock::time_point until, bool* timed_out);
+bool wait_for(Runtime& runtime, std::span<Entry* const> entries, size_t count, Clock::time_point until,
+              bool* timed_out);
 Clock::time_point deadline_of(PyObject* timeout, bool* failed);
 PyObject* raise_system_error(const char* kind, const std::map<std::string, std::string>& fields);
 PyObject* call_hook(const char* module, const char* name, PyObject* const* args, size_t count);
@@ -103,7 +105,8 @@ bool start_callback(PyObject* callback, uint64_t* cookie);
 
 // --- tasks (tasks.cc) ---
 bool tasks_init(PyObject* module);
-bool spec_from_options(PyObject* options, worker::TaskSpec& spec, int64_t* arity_min, int64_t* arity_max, PyObject** check);
+bool spec_from_options(PyObject* options, worker::TaskSpec& spec, int64_t* arity_min, int64_t* arity_max,
+                       PyObject** check);
 /// Arguments of a call; false with a Python error set.
 bool build_arguments(Runtime& runtime, PyObject* const* args, size_t count, PyObject* keyword_names,
                      std::vector<worker::Argument>& out, std::vector<Entry*>& pinned);

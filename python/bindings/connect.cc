@@ -63,13 +63,15 @@ bool add_json(PyObject* config, const char* name, const char* option, std::vecto
 }
 
 bool node_arguments(PyObject* config, std::vector<std::string>& out) {
-  if (!add_number(config, "num_cpus", "--num-cpus", out) || !add_number(config, "num_gpus", "--num-gpus", out) ||
+  if (!add_number(config, "num_cpus", "--num-cpus", out) ||
+      !add_number(config, "num_gpus", "--num-gpus", out) ||
       !add_number(config, "object_store_memory", "--object-store-memory", out) ||
       !add_number(config, "memory", "--memory", out) || !add_json(config, "resources", "--resources", out) ||
       !add_json(config, "labels", "--labels", out) || !add_json(config, "preload_modules", "--preload", out))
     return false;
-  for (auto [name, option] : {std::pair{"python_executable", "--python"}, std::pair{"node_name", "--node-name"},
-                              std::pair{"spill_dir", "--spill-dir"}, std::pair{"node_ip_address", "--node-ip"}}) {
+  for (auto [name, option] :
+       {std::pair{"python_executable", "--python"}, std::pair{"node_name", "--node-name"},
+        std::pair{"spill_dir", "--spill-dir"}, std::pair{"node_ip_address", "--node-ip"}}) {
     std::string text = text_of(config, name);
     if (!text.empty()) out.insert(out.end(), {option, text});
   }
@@ -99,13 +101,15 @@ const std::string& default_runtime_env() { return job_runtime_env; }
 
 Runtime* require_runtime() {
   if (!current) {
-    PyErr_SetString(PyExc_RuntimeError, "this process is not connected to a cluster: call skate.init() first");
+    PyErr_SetString(PyExc_RuntimeError,
+                    "this process is not connected to a cluster: call skate.init() first");
     return nullptr;
   }
   if (current->in_forked_child()) {
-    PyErr_SetString(PyExc_RuntimeError,
-                    "this process was forked from one that is connected, and cannot use its connection: start it "
-                    "with the 'spawn' method of multiprocessing (arrays that were read before may still be read)");
+    PyErr_SetString(
+        PyExc_RuntimeError,
+        "this process was forked from one that is connected, and cannot use its connection: start it "
+        "with the 'spawn' method of multiprocessing (arrays that were read before may still be read)");
     return nullptr;
   }
   return current.get();
@@ -121,24 +125,20 @@ void set_job_json(const std::string& job_json) {
 void adopt_runtime(std::unique_ptr<Runtime> runtime) {
   ++epoch;
   nlohmann::json config = nlohmann::json::parse(runtime->welcome().config_json, nullptr, false);
-  if (config.is_object() && config.contains("inline_limit_bytes") && config["inline_limit_bytes"].is_number_unsigned())
+  if (config.is_object() && config.contains("inline_limit_bytes") &&
+      config["inline_limit_bytes"].is_number_unsigned())
     runtime->set_inline_limit(config["inline_limit_bytes"].get<uint64_t>());
   current = std::move(runtime);
 }
 
 void set_error(const Error& error) {
   switch (error.code) {
-    case ErrorCode::kTimeout:
-      raise_system_error("get_timeout", {{"message", error.message}});
-      return;
-    case ErrorCode::kInvalid:
-      PyErr_SetString(PyExc_ValueError, error.message.c_str());
-      return;
+    case ErrorCode::kTimeout: raise_system_error("get_timeout", {{"message", error.message}}); return;
+    case ErrorCode::kInvalid: PyErr_SetString(PyExc_ValueError, error.message.c_str()); return;
     case ErrorCode::kCancelled:
       if (PyErr_CheckSignals() == 0) PyErr_SetString(PyExc_RuntimeError, error.message.c_str());
       return;
-    default:
-      raise_system_error("system", {{"message", error.message}});
+    default: raise_system_error("system", {{"message", error.message}});
   }
 }
 
@@ -177,15 +177,18 @@ PyObject* py_connect(PyObject*, PyObject* config) {
     if (failed) return fail_connect(failure);
     socket_path = cluster->socket_path();
   } else if (address == "auto") {
-    return fail_connect({ErrorCode::kNotFound,
-                         "no cluster runs on this machine that could be joined; leave the address out to start one"});
+    return fail_connect(
+        {ErrorCode::kNotFound,
+         "no cluster runs on this machine that could be joined; leave the address out to start one"});
   } else {
     socket_path = address;
     if (socket_path.starts_with("unix:")) socket_path.erase(0, 5);
-    if (!socket_path.ends_with("/node.sock")) socket_path = socket_path.substr(0, socket_path.rfind("/control.sock")) + "/node.sock";
+    if (!socket_path.ends_with("/node.sock"))
+      socket_path = socket_path.substr(0, socket_path.rfind("/control.sock")) + "/node.sock";
     if (access(socket_path.c_str(), F_OK) != 0)
-      return fail_connect({ErrorCode::kNotFound, "no cluster answers at '" + address +
-                                                     "': pass the session directory of a cluster on this machine"});
+      return fail_connect(
+          {ErrorCode::kNotFound, "no cluster answers at '" + address +
+                                     "': pass the session directory of a cluster on this machine"});
   }
   std::string session_dir = socket_path.substr(0, socket_path.rfind('/'));
   if (PyObject* prepare = PyDict_GetItemString(config, "prepare"); prepare != nullptr && prepare != Py_None) {
@@ -233,12 +236,13 @@ PyObject* py_connect(PyObject*, PyObject* config) {
   set_job_json(options.hello.job_json);
   const wire::Welcome& welcome = current->welcome();
   std::string session_name = welcome.session_dir.substr(welcome.session_dir.rfind('/') + 1);
-  return Py_BuildValue("{s:s,s:s,s:s,s:N,s:N,s:s,s:s,s:K,s:s}", "node_id", welcome.node.hex().c_str(), "session_dir",
-                       welcome.session_dir.c_str(), "session_name", session_name.c_str(), "job_id",
-                       id_bytes(welcome.job.data(), JobId::kSize), "worker_id",
-                       id_bytes(welcome.worker.data(), WorkerId::kSize), "node_ip_address", welcome.node_ip.c_str(),
-                       "gcs_address", welcome.control_address.c_str(), "object_store_bytes",
-                       static_cast<unsigned long long>(welcome.store_capacity_bytes), "version", SKATE_VERSION);
+  return Py_BuildValue("{s:s,s:s,s:s,s:N,s:N,s:s,s:s,s:K,s:s}", "node_id", welcome.node.hex().c_str(),
+                       "session_dir", welcome.session_dir.c_str(), "session_name", session_name.c_str(),
+                       "job_id", id_bytes(welcome.job.data(), JobId::kSize), "worker_id",
+                       id_bytes(welcome.worker.data(), WorkerId::kSize), "node_ip_address",
+                       welcome.node_ip.c_str(), "gcs_address", welcome.control_address.c_str(),
+                       "object_store_bytes", static_cast<unsigned long long>(welcome.store_capacity_bytes),
+                       "version", SKATE_VERSION);
 }
 
 PyObject* py_disconnect(PyObject*, PyObject*) {
@@ -272,8 +276,8 @@ PyObject* py_control_call(PyObject*, PyObject* args) {
   if (!PyArg_ParseTuple(args, "ss:control_call", &method, &payload)) return nullptr;
   Runtime* runtime = require_runtime();
   if (runtime == nullptr) return nullptr;
-  Result<std::string> reply =
-      ask_control(*runtime, wire::ControlMethod::kClusterInfo, wire::encode(wire::ClusterInfo{method, payload}));
+  Result<std::string> reply = ask_control(*runtime, wire::ControlMethod::kClusterInfo,
+                                          wire::encode(wire::ClusterInfo{method, payload}));
   if (!reply.ok()) {
     set_error(reply.error());
     return nullptr;
@@ -304,7 +308,8 @@ PyObject* py_kv(PyObject*, PyObject* args) {
   request.name_space.assign(name_space, static_cast<size_t>(space_size));
   request.overwrite = overwrite != 0;
   Result<std::string> reply = ask_control(*runtime, wire::ControlMethod::kKv, wire::encode(request));
-  Result<wire::KvReply> decoded = reply.ok() ? wire::decode<wire::KvReply>(*reply) : Result<wire::KvReply>(reply.error());
+  Result<wire::KvReply> decoded =
+      reply.ok() ? wire::decode<wire::KvReply>(*reply) : Result<wire::KvReply>(reply.error());
   if (!decoded.ok()) {
     set_error(decoded.error());
     return nullptr;
@@ -314,8 +319,8 @@ PyObject* py_kv(PyObject*, PyObject* args) {
     Object item(PyBytes_FromStringAndSize(name.data(), static_cast<Py_ssize_t>(name.size())));
     if (!keys || !item || PyList_Append(keys.get(), item.get()) != 0) return nullptr;
   }
-  return Py_BuildValue("(Oy#N)", decoded->found || decoded->erased != 0 ? Py_True : Py_False, decoded->value.data(),
-                       static_cast<Py_ssize_t>(decoded->value.size()), keys.release());
+  return Py_BuildValue("(Oy#N)", decoded->found || decoded->erased != 0 ? Py_True : Py_False,
+                       decoded->value.data(), static_cast<Py_ssize_t>(decoded->value.size()), keys.release());
 }
 
 PyObject* py_next_log_batch(PyObject*, PyObject* args) {

@@ -42,7 +42,9 @@ PyObject* kv_keys(PyObject* self, PyObject* args) {
 }
 
 using Fast = PyObject* (*)(PyObject*, PyObject* const*, Py_ssize_t);
-PyCFunction fast(Fast function) { return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)(void)>(function)); }
+PyCFunction fast(Fast function) {
+  return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)(void)>(function));
+}
 
 PyMethodDef functions[] = {
     {"connect", py_connect, METH_O, nullptr},
@@ -72,8 +74,15 @@ PyMethodDef functions[] = {
     {nullptr, nullptr, 0, nullptr},
 };
 
-PyModuleDef definition = {PyModuleDef_HEAD_INIT, "skate._skate", "Skate's runtime.", -1, functions,
-                          nullptr,               nullptr,        nullptr,            nullptr};
+PyModuleDef definition = {PyModuleDef_HEAD_INIT,
+                          "skate._skate",
+                          "Skate's runtime.",
+                          -1,
+                          functions,
+                          nullptr,
+                          nullptr,
+                          nullptr,
+                          nullptr};
 
 }  // namespace
 }  // namespace skate::bindings

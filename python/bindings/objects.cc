@@ -161,7 +161,8 @@ PyObject* from_ready(Runtime& runtime, const ReadyValue& value, Entry* outer, wo
   return decode_view(runtime, *view, keeper.get(), outer, task);
 }
 
-PyObject* from_argument(Runtime& runtime, worker::IncomingTask& task, const worker::IncomingTask::Arg& argument) {
+PyObject* from_argument(Runtime& runtime, worker::IncomingTask& task,
+                        const worker::IncomingTask::Arg& argument) {
   if (argument.stored != nullptr) {
     Result<ReadyValue> value = [&] {
       WithoutGil released;
@@ -266,7 +267,8 @@ PyObject* py_get(PyObject*, PyObject* const* args, Py_ssize_t count) {
     if (!entry->ready()) {
       bool timed_out;
       if (!wait_for(*runtime, {&entry, 1}, 1, until, &timed_out)) return nullptr;
-      if (timed_out) return raise_system_error("get_timeout", {{"message", "the value was not there in time"}});
+      if (timed_out)
+        return raise_system_error("get_timeout", {{"message", "the value was not there in time"}});
     }
     return value_of(*runtime, entry, until);
   }
@@ -278,7 +280,8 @@ PyObject* py_get(PyObject*, PyObject* const* args, Py_ssize_t count) {
   for (Py_ssize_t i = 0; i < size; ++i) {
     PyObject* item = PySequence_Fast_GET_ITEM(list.get(), i);
     if (!is_ref(item))
-      return PyErr_Format(PyExc_TypeError, "get takes ObjectRefs; element %zd is a %s", i, Py_TYPE(item)->tp_name);
+      return PyErr_Format(PyExc_TypeError, "get takes ObjectRefs; element %zd is a %s", i,
+                          Py_TYPE(item)->tp_name);
     entries[static_cast<size_t>(i)] = entry_of(item);
     if (entries[static_cast<size_t>(i)] == nullptr) return nullptr;
     ready += entries[static_cast<size_t>(i)]->ready();
@@ -294,9 +297,9 @@ PyObject* py_get(PyObject*, PyObject* const* args, Py_ssize_t count) {
     if (timed_out) {
       size_t missing = 0;
       for (Entry* entry : entries) missing += !entry->ready();
-      return raise_system_error("get_timeout", {{"message", std::to_string(missing) + " of " +
-                                                                std::to_string(entries.size()) +
-                                                                " values were not there in time"}});
+      return raise_system_error(
+          "get_timeout", {{"message", std::to_string(missing) + " of " + std::to_string(entries.size()) +
+                                          " values were not there in time"}});
     }
   }
   Object out(PyList_New(size));
@@ -310,7 +313,8 @@ PyObject* py_get(PyObject*, PyObject* const* args, Py_ssize_t count) {
 }
 
 PyObject* py_wait(PyObject*, PyObject* const* args, Py_ssize_t count) {
-  if (count != 4) return PyErr_Format(PyExc_TypeError, "wait takes refs, num_returns, timeout and fetch_local");
+  if (count != 4)
+    return PyErr_Format(PyExc_TypeError, "wait takes refs, num_returns, timeout and fetch_local");
   Runtime* runtime = require_runtime();
   if (runtime == nullptr) return nullptr;
   if (!PyList_Check(args[0])) return PyErr_Format(PyExc_TypeError, "wait takes a list of ObjectRefs");
@@ -326,7 +330,8 @@ PyObject* py_wait(PyObject*, PyObject* const* args, Py_ssize_t count) {
   for (Py_ssize_t i = 0; i < size; ++i) {
     PyObject* item = PyList_GET_ITEM(args[0], i);
     if (!is_ref(item))
-      return PyErr_Format(PyExc_TypeError, "wait takes ObjectRefs; element %zd is a %s", i, Py_TYPE(item)->tp_name);
+      return PyErr_Format(PyExc_TypeError, "wait takes ObjectRefs; element %zd is a %s", i,
+                          Py_TYPE(item)->tp_name);
     Entry* entry = entry_of(item);
     if (entry == nullptr) return nullptr;
     if (entry->wait_mark == my_mark) {
@@ -338,8 +343,8 @@ PyObject* py_wait(PyObject*, PyObject* const* args, Py_ssize_t count) {
     ready += entry->ready();
   }
   if (wanted <= 0 || wanted > size)
-    return PyErr_Format(PyExc_ValueError, "num_returns must be from 1 to the number of refs (%zd), not %zd", size,
-                        wanted);
+    return PyErr_Format(PyExc_ValueError, "num_returns must be from 1 to the number of refs (%zd), not %zd",
+                        size, wanted);
   bool failed;
   Clock::time_point until = deadline_of(args[2], &failed);
   if (failed) return nullptr;
@@ -404,7 +409,8 @@ bool start_callback(PyObject* callback, uint64_t* cookie) {
     Object threading(PyImport_ImportModule("threading"));
     Object target(PyCFunction_New(&dispatch_method, nullptr));
     if (!threading || !target) return false;
-    Object kwargs(Py_BuildValue("{s:O,s:s,s:O}", "target", target.get(), "name", "skate-callbacks", "daemon", Py_True));
+    Object kwargs(
+        Py_BuildValue("{s:O,s:s,s:O}", "target", target.get(), "name", "skate-callbacks", "daemon", Py_True));
     Object type(PyObject_GetAttrString(threading.get(), "Thread"));
     Object none(PyTuple_New(0));
     if (!kwargs || !type || !none) return false;

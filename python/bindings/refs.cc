@@ -44,7 +44,8 @@ PyObject* from_binary(PyTypeObject* type, PyObject* bytes) {
 PyObject* ref_new(PyTypeObject* type, PyObject* args, PyObject* kwargs) {
   static const char* keywords[] = {"id", nullptr};
   PyObject* bytes;
-  if (!PyArg_ParseTupleAndKeywords(args, kwargs, "S:ObjectRef", const_cast<char**>(keywords), &bytes)) return nullptr;
+  if (!PyArg_ParseTupleAndKeywords(args, kwargs, "S:ObjectRef", const_cast<char**>(keywords), &bytes))
+    return nullptr;
   return from_binary(type, bytes);
 }
 
@@ -114,10 +115,14 @@ PyObject* ref_owner_address(PyObject* self, PyObject*) {
 }
 PyObject* ref_await(PyObject* self) { return call_hook("skate._async", "ref_await", &self, 1); }
 PyObject* ref_future(PyObject* self, PyObject*) { return call_hook("skate._async", "ref_future", &self, 1); }
-PyObject* ref_as_future(PyObject* self, PyObject*) { return call_hook("skate._async", "ref_as_future", &self, 1); }
+PyObject* ref_as_future(PyObject* self, PyObject*) {
+  return call_hook("skate._async", "ref_as_future", &self, 1);
+}
 
 PyObject* ref_size(PyObject*, PyObject*) { return PyLong_FromLong(ObjectId::kSize); }
-PyObject* ref_nil(PyObject* type, PyObject*) { return from_id(reinterpret_cast<PyTypeObject*>(type), ObjectId()); }
+PyObject* ref_nil(PyObject* type, PyObject*) {
+  return from_id(reinterpret_cast<PyTypeObject*>(type), ObjectId());
+}
 PyObject* ref_from_binary(PyObject* type, PyObject* bytes) {
   return from_binary(reinterpret_cast<PyTypeObject*>(type), bytes);
 }
@@ -125,7 +130,8 @@ PyObject* ref_from_hex(PyObject* type, PyObject* text) {
   const char* hex = PyUnicode_AsUTF8(text);
   if (hex == nullptr) return nullptr;
   auto id = ObjectId::parse_hex(hex);
-  if (!id) return PyErr_Format(PyExc_ValueError, "an ObjectRef has %d hexadecimal digits", int{ObjectId::kSize * 2});
+  if (!id)
+    return PyErr_Format(PyExc_ValueError, "an ObjectRef has %d hexadecimal digits", int{ObjectId::kSize * 2});
   return from_id(reinterpret_cast<PyTypeObject*>(type), ObjectId(*id));
 }
 PyObject* ref_from_random(PyObject* type, PyObject*) {

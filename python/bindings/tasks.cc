@@ -52,7 +52,8 @@ bool get_flag(PyObject* options, const char* name, bool& out) {
 
 }  // namespace
 
-bool spec_from_options(PyObject* options, TaskSpec& spec, int64_t* arity_min, int64_t* arity_max, PyObject** check) {
+bool spec_from_options(PyObject* options, TaskSpec& spec, int64_t* arity_min, int64_t* arity_max,
+                       PyObject** check) {
   int64_t num_returns = 1, max_calls = 0, backpressure = -1;
   std::string mode = "static";
   *arity_min = 0;
@@ -130,8 +131,7 @@ bool build_arguments(Runtime& runtime, PyObject* const* args, size_t count, PyOb
 namespace {
 
 struct StreamObject {
-  PyObject_HEAD
-  std::shared_ptr<worker::Stream> stream;
+  PyObject_HEAD std::shared_ptr<worker::Stream> stream;
   PyObject* completed;  ///< ObjectRef
   uint64_t epoch;
 };
@@ -180,7 +180,8 @@ PyObject* stream_next(PyObject* object, PyObject* timeout) {
     if (PyErr_CheckSignals() != 0) return nullptr;
     if (outcome == WaitOutcome::kTimeout)
       return raise_system_error("get_timeout", {{"message", "no item of the stream came in time"}});
-    if (runtime->stopped()) return PyErr_Format(PyExc_RuntimeError, "the connection to the cluster has ended");
+    if (runtime->stopped())
+      return PyErr_Format(PyExc_RuntimeError, "the connection to the cluster has ended");
   }
 }
 
@@ -231,8 +232,7 @@ PyType_Spec stream_spec = {"skate._skate.StreamCore", sizeof(StreamObject), 0,
 // --- templates -------------------------------------------------------------------------------
 
 struct TemplateObject {
-  PyObject_HEAD
-  std::shared_ptr<TaskSpec> spec;
+  PyObject_HEAD std::shared_ptr<TaskSpec> spec;
   PyObject* blob;
   PyObject* check;
   int64_t arity_min, arity_max;
@@ -244,8 +244,8 @@ int template_init(PyObject* object, PyObject* args, PyObject* kwargs) {
   static const char* keywords[] = {"blob", "name", "options", nullptr};
   PyObject *blob, *options;
   const char* name;
-  if (!PyArg_ParseTupleAndKeywords(args, kwargs, "SsO!:TaskTemplate", const_cast<char**>(keywords), &blob, &name,
-                                   &PyDict_Type, &options))
+  if (!PyArg_ParseTupleAndKeywords(args, kwargs, "SsO!:TaskTemplate", const_cast<char**>(keywords), &blob,
+                                   &name, &PyDict_Type, &options))
     return -1;
   auto spec = std::make_shared<TaskSpec>();
   if (!spec_from_options(options, *spec, &self->arity_min, &self->arity_max, &self->check)) return -1;
@@ -280,14 +280,16 @@ bool check_arity(PyObject* check, int64_t arity_min, int64_t arity_max, PyObject
                  PyObject* keyword_names) {
   int64_t given = static_cast<int64_t>(count);
   bool keywords = keyword_names != nullptr && PyTuple_GET_SIZE(keyword_names) != 0;
-  if (check == nullptr || (!keywords && given >= arity_min && (arity_max < 0 || given <= arity_max))) return true;
+  if (check == nullptr || (!keywords && given >= arity_min && (arity_max < 0 || given <= arity_max)))
+    return true;
   Object positional(PyTuple_New(static_cast<Py_ssize_t>(count)));
   Object named(PyDict_New());
   if (!positional || !named) return false;
   for (size_t i = 0; i < count; ++i)
     PyTuple_SET_ITEM(positional.get(), static_cast<Py_ssize_t>(i), Py_NewRef(args[i]));
   for (Py_ssize_t i = 0; keywords && i < PyTuple_GET_SIZE(keyword_names); ++i)
-    if (PyDict_SetItem(named.get(), PyTuple_GET_ITEM(keyword_names, i), args[count + static_cast<size_t>(i)]) != 0)
+    if (PyDict_SetItem(named.get(), PyTuple_GET_ITEM(keyword_names, i),
+                       args[count + static_cast<size_t>(i)]) != 0)
       return false;
   PyObject* both[] = {positional.get(), named.get()};
   Object result(PyObject_Vectorcall(check, both, 2, nullptr));
@@ -320,7 +322,8 @@ PyObject* wrap_returns(const TaskSpec& spec, Runtime::Submitted submitted) {
 
 namespace {
 
-PyObject* template_submit(PyObject* object, PyObject* const* args, Py_ssize_t count, PyObject* keyword_names) {
+PyObject* template_submit(PyObject* object, PyObject* const* args, Py_ssize_t count,
+                          PyObject* keyword_names) {
   auto* self = reinterpret_cast<TemplateObject*>(object);
   Runtime* runtime = require_runtime();
   if (runtime == nullptr) return nullptr;
@@ -328,7 +331,8 @@ PyObject* template_submit(PyObject* object, PyObject* const* args, Py_ssize_t co
     auto fresh = std::make_shared<TaskSpec>(*self->spec);
     fresh->shape_queue = nullptr;
     fresh->function = runtime->define_function(
-        std::string(PyBytes_AS_STRING(self->blob), static_cast<size_t>(PyBytes_GET_SIZE(self->blob))), fresh->name);
+        std::string(PyBytes_AS_STRING(self->blob), static_cast<size_t>(PyBytes_GET_SIZE(self->blob))),
+        fresh->name);
     if (fresh->shape.runtime_env.empty()) fresh->shape.runtime_env = default_runtime_env();
     self->spec = std::move(fresh);
     self->epoch = connection_epoch();
@@ -340,8 +344,8 @@ PyObject* template_submit(PyObject* object, PyObject* const* args, Py_ssize_t co
   if ((n != 0 || keyword_names != nullptr) &&
       !build_arguments(*runtime, args, n, keyword_names, arguments, pinned))
     return nullptr;
-  return wrap_returns(*self->spec,
-                      runtime->submit(self->spec, std::move(arguments), std::move(pinned), current_task_id()));
+  return wrap_returns(
+      *self->spec, runtime->submit(self->spec, std::move(arguments), std::move(pinned), current_task_id()));
 }
 
 PyMethodDef template_methods[] = {
@@ -376,7 +380,8 @@ PyObject* py_cancel(PyObject*, PyObject* args) {
 bool tasks_init(PyObject* module) {
   PyObject* tasks = PyType_FromSpec(&template_spec);
   stream_type = reinterpret_cast<PyTypeObject*>(PyType_FromSpec(&stream_spec));
-  return tasks != nullptr && stream_type != nullptr && PyModule_AddObjectRef(module, "TaskTemplate", tasks) == 0 &&
+  return tasks != nullptr && stream_type != nullptr &&
+         PyModule_AddObjectRef(module, "TaskTemplate", tasks) == 0 &&
          PyModule_AddObjectRef(module, "StreamCore", reinterpret_cast<PyObject*>(stream_type)) == 0;
 }
 

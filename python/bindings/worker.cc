@@ -18,11 +18,11 @@ using TaskPtr = std::shared_ptr<IncomingTask>;
 
 namespace {
 
-thread_local TaskPtr running;     // of this thread
+thread_local TaskPtr running;  // of this thread
 pthread_t main_thread;
-TaskPtr main_task;                // what the main thread runs; guarded by main_task_mutex
-std::mutex main_task_mutex;       // shared with the thread that delivers cancellations
-int exit_code = -1;               // set: the worker ends after the current task
+TaskPtr main_task;           // what the main thread runs; guarded by main_task_mutex
+std::mutex main_task_mutex;  // shared with the thread that delivers cancellations
+int exit_code = -1;          // set: the worker ends after the current task
 
 /// The actor that lives in this process.
 struct ActorState {
@@ -48,8 +48,7 @@ PyObject* hook(const char* name) {
 }
 
 struct AsyncCallObject {
-  PyObject_HEAD
-  TaskPtr task;
+  PyObject_HEAD TaskPtr task;
 };
 PyTypeObject* async_call_type = nullptr;
 bool serves_loop = false;
@@ -76,9 +75,12 @@ std::string display_name(const IncomingTask& task) {
 
 // --- results ---------------------------------------------------------------------------------
 
-ObjectId result_id(const IncomingTask& task, uint32_t index) { return ObjectId::of(task.header.task, index + 1); }
+ObjectId result_id(const IncomingTask& task, uint32_t index) {
+  return ObjectId::of(task.header.task, index + 1);
+}
 
-/// The pending Python exception as an error value; clears it. `retry` says whether retry_exceptions covers it.
+/// The pending Python exception as an error value; clears it. `retry` says whether retry_exceptions covers
+/// it.
 bool error_value(Runtime& runtime, IncomingTask& task, PyObject* callable, OutgoingValue& out, bool* retry) {
   PyObject *type, *value, *traceback;
   PyErr_Fetch(&type, &value, &traceback);
@@ -124,7 +126,8 @@ void finish_with_error(Runtime& runtime, const TaskPtr& task, PyObject* callable
     PyErr_NormalizeException(&type, &value, &traceback);
     Object held_type(type), held(value), held_traceback(traceback);
     Object code(value == nullptr ? nullptr : PyObject_GetAttrString(value, "code"));
-    exit_code = code && PyLong_Check(code.get()) ? static_cast<int>(PyLong_AsLong(code.get())) : (code && code.get() != Py_None);
+    exit_code = code && PyLong_Check(code.get()) ? static_cast<int>(PyLong_AsLong(code.get()))
+                                                 : (code && code.get() != Py_None);
     PyErr_Clear();
     return;
   }
@@ -168,8 +171,8 @@ bool encode_results(Runtime& runtime, IncomingTask& task, PyObject* value, std::
   }
   if (!items) {
     PyErr_Clear();
-    PyErr_Format(PyExc_ValueError, "the task has num_returns=%u but returned a %s, which is no sequence", wanted,
-                 Py_TYPE(value)->tp_name);
+    PyErr_Format(PyExc_ValueError, "the task has num_returns=%u but returned a %s, which is no sequence",
+                 wanted, Py_TYPE(value)->tp_name);
     return false;
   }
   Py_ssize_t size = PySequence_Fast_GET_SIZE(items.get());
@@ -218,15 +221,16 @@ bool stream_results(Runtime& runtime, const TaskPtr& task, PyObject* generator) 
     int sent = yield_item(runtime, task, item.get());
     if (sent < 0) return false;
     if (sent == 0) {
-      Object closed(PyObject_HasAttrString(generator, "close") ? PyObject_CallMethod(generator, "close", nullptr)
-                                                               : Py_NewRef(Py_None));
+      Object closed(PyObject_HasAttrString(generator, "close")
+                        ? PyObject_CallMethod(generator, "close", nullptr)
+                        : Py_NewRef(Py_None));
       return static_cast<bool>(closed);
     }
   }
 }
 
-/// num_returns="dynamic": the items are the stream's; the one result is a generator over their refs, which the
-/// caller owns.
+/// num_returns="dynamic": the items are the stream's; the one result is a generator over their refs, which
+/// the caller owns.
 PyObject* dynamic_value(Runtime& runtime, const TaskPtr& task) {
   Object refs(PyList_New(0));
   if (!refs) return nullptr;
@@ -258,7 +262,8 @@ bool load_arguments(Runtime& runtime, const TaskPtr& task, Object& positional, O
       continue;
     }
     if (!named) named = Object(PyDict_New());
-    Object key(PyUnicode_DecodeUTF8(argument.keyword.data(), static_cast<Py_ssize_t>(argument.keyword.size()), nullptr));
+    Object key(PyUnicode_DecodeUTF8(argument.keyword.data(), static_cast<Py_ssize_t>(argument.keyword.size()),
+                                    nullptr));
     if (!named || !key || PyDict_SetItem(named.get(), key.get(), value.get()) != 0) return false;
   }
   return true;
@@ -314,7 +319,8 @@ void create_instance(Runtime& runtime, const TaskPtr& task) {
   actor.spec = spec;
   actor.incarnation = task->create->incarnation;
   actor.lease = task->lease;
-  Object blob(PyBytes_FromStringAndSize(spec.class_blob.data(), static_cast<Py_ssize_t>(spec.class_blob.size())));
+  Object blob(
+      PyBytes_FromStringAndSize(spec.class_blob.data(), static_cast<Py_ssize_t>(spec.class_blob.size())));
   PyObject* blob_argument = blob.get();
   Object cls(blob ? PyObject_Vectorcall(hook("load_class"), &blob_argument, 1, nullptr) : nullptr);
   Object positional, named, instance;
@@ -337,7 +343,8 @@ void create_instance(Runtime& runtime, const TaskPtr& task) {
   }
   actor.instance = instance.release();
   actor.alive = true;
-  if (spec.max_concurrency > 1 || !spec.concurrency_groups.empty() || spec.is_asyncio) runtime.read_calls_at_once();
+  if (spec.max_concurrency > 1 || !spec.concurrency_groups.empty() || spec.is_asyncio)
+    runtime.read_calls_at_once();
   for (const auto& [group, limit] : spec.concurrency_groups)
     if (!spec.is_asyncio) runtime.serve_group(group);
   if (spec.is_asyncio) runtime.keep_groups();
@@ -352,7 +359,8 @@ void run_task(Runtime& runtime, const TaskPtr& task) {
     std::lock_guard lock(main_task_mutex);
     main_task = task;
   }
-  std::string name = task->create ? task->create->spec.class_name : (actor.alive ? actor.spec.class_name : task->name);
+  std::string name =
+      task->create ? task->create->spec.class_name : (actor.alive ? actor.spec.class_name : task->name);
   runtime.set_source(name);
   if (on_main && !actor.alive) show_devices(task->lease.get(), runtime);
   if (task->create) {
@@ -372,8 +380,9 @@ void run_task(Runtime& runtime, const TaskPtr& task) {
     bool ok = static_cast<bool>(value);
     if (ok && task->header.mode != wire::ReturnMode::kStatic) {
       ok = stream_results(runtime, task, value.get());
-      if (ok) value = task->header.mode == wire::ReturnMode::kDynamic ? Object(dynamic_value(runtime, task))
-                                                                     : Object(Py_NewRef(Py_None));
+      if (ok)
+        value = task->header.mode == wire::ReturnMode::kDynamic ? Object(dynamic_value(runtime, task))
+                                                                : Object(Py_NewRef(Py_None));
       ok = ok && value;
       if (ok) {
         results.resize(1);
@@ -455,8 +464,7 @@ bool start_threads(const std::string& group, int32_t count) {
 // --- asyncio actors --------------------------------------------------------------------------
 
 struct AsyncActorObject {
-  PyObject_HEAD
-  int fd;
+  PyObject_HEAD int fd;
   std::vector<std::pair<TaskPtr, PyObject*>>* credits;  ///< futures that wait for room in a stream
   std::map<IncomingTask*, PyObject*>* calls;            ///< given out and not answered (borrowed references)
 };
@@ -468,7 +476,8 @@ PyObject* async_group(PyObject* self, void*) {
   return PyUnicode_FromString(reinterpret_cast<AsyncCallObject*>(self)->task->group.c_str());
 }
 PyObject* async_streaming(PyObject* self, void*) {
-  return PyBool_FromLong(reinterpret_cast<AsyncCallObject*>(self)->task->header.mode != wire::ReturnMode::kStatic);
+  return PyBool_FromLong(reinterpret_cast<AsyncCallObject*>(self)->task->header.mode !=
+                         wire::ReturnMode::kStatic);
 }
 void async_call_dealloc(PyObject* object) {
   reinterpret_cast<AsyncCallObject*>(object)->task.~shared_ptr();
@@ -570,7 +579,8 @@ PyObject* async_reply(PyObject* object, PyObject* args) {
   if (task->header.mode == wire::ReturnMode::kStatic) {
     ok = encode_results(*runtime, *task, value, results);
   } else {
-    Object last(task->header.mode == wire::ReturnMode::kDynamic ? dynamic_value(*runtime, task) : Py_NewRef(Py_None));
+    Object last(task->header.mode == wire::ReturnMode::kDynamic ? dynamic_value(*runtime, task)
+                                                                : Py_NewRef(Py_None));
     results.resize(1);
     ObjectId id = result_id(*task, 0);
     ok = last && to_blob(*runtime, last.get(), results[0], &id);
@@ -592,7 +602,8 @@ PyObject* async_reply_error(PyObject* object, PyObject* args) {
   TaskPtr task = call->task;
   core_of(object)->calls->erase(task.get());
   Object method;
-  if (auto found = actor.methods.find(task->method); found != actor.methods.end()) method = Object(Py_NewRef(found->second));
+  if (auto found = actor.methods.find(task->method); found != actor.methods.end())
+    method = Object(Py_NewRef(found->second));
   PyErr_SetObject(reinterpret_cast<PyObject*>(Py_TYPE(exception)), exception);
   finish_with_error(*runtime, task, method.get());
   after_async_call(*runtime);
@@ -704,7 +715,8 @@ void wait_until_unneeded(Runtime& runtime) {
 
 TaskId current_task_id() {
   TaskPtr task = current_task();
-  return task ? (task->create ? TaskId::actor_creation(task->create->spec.actor) : task->header.task) : TaskId();
+  return task ? (task->create ? TaskId::actor_creation(task->create->spec.actor) : task->header.task)
+              : TaskId();
 }
 
 PyObject* py_run_worker(PyObject*, PyObject* args) {
@@ -727,15 +739,16 @@ PyObject* py_run_worker(PyObject*, PyObject* args) {
   std::shared_ptr<Runtime> runtime = runtime_shared();
   set_job_json(runtime->welcome().job_json);
   main_thread = pthread_self();
-  runtime->on_cancel([raw = runtime.get()](const TaskPtr& task, bool recursive) { deliver_cancel(*raw, task, recursive); });
+  runtime->on_cancel(
+      [raw = runtime.get()](const TaskPtr& task, bool recursive) { deliver_cancel(*raw, task, recursive); });
 
   nlohmann::json job = nlohmann::json::parse(runtime->welcome().job_json, nullptr, false);
   std::string logging = job.is_object() ? job.value("logging_config", "") : "";
   const char* environment = std::getenv("SKATE_RUNTIME_ENV");
   std::string runtime_env = environment != nullptr ? environment : default_runtime_env();
   Object ready(PyObject_CallFunction(hook("setup_process"), "ssss", runtime_env.c_str(),
-                                     runtime->welcome().session_dir.c_str(), runtime->welcome().node_ip.c_str(),
-                                     logging.c_str()));
+                                     runtime->welcome().session_dir.c_str(),
+                                     runtime->welcome().node_ip.c_str(), logging.c_str()));
   if (!ready) return nullptr;
 
   runtime->begin_active();
@@ -819,20 +832,23 @@ PyObject* py_context(PyObject*, PyObject*) {
   TaskId task_id = current_task_id();
   JobId job = runtime->job();
   const ActorId& actor_id = actor.spec.actor;
-  std::string env = lease != nullptr && !lease->runtime_env.empty() ? lease->runtime_env : default_runtime_env();
+  std::string env =
+      lease != nullptr && !lease->runtime_env.empty() ? lease->runtime_env : default_runtime_env();
   std::string name = task ? display_name(*task) : "";
   const wire::Welcome& welcome = runtime->welcome();
   return Py_BuildValue(
       "{s:N,s:N,s:N,s:N,s:N,s:s,s:s,s:O,s:O,s:s,s:s,s:s,s:i,s:O,s:O,s:O,s:O,s:O,s:s}", "job_id",
-      bytes(job.data(), JobId::kSize), "task_id", bytes_or_none(task != nullptr, task_id.data(), TaskId::kSize),
-      "actor_id", bytes_or_none(!actor_id.is_nil(), actor_id.data(), ActorId::kSize), "worker_id",
-      bytes(welcome.worker.data(), WorkerId::kSize), "node_id", bytes(welcome.node.data(), NodeId::kSize), "task_name",
-      name.c_str(), "function_name", name.c_str(), "assigned_resources", resources.get(), "accelerator_ids",
-      accelerators.get(), "actor_name", actor.spec.name.c_str(), "namespace",
-      actor_id.is_nil() ? welcome.name_space.c_str() : actor.spec.name_space.c_str(), "runtime_env", env.c_str(),
-      "attempt", task ? int{task->header.attempt} : 0, "is_worker", runtime->is_worker() ? Py_True : Py_False,
-      "actor_restarted", actor.incarnation > 0 ? Py_True : Py_False, "placement_group_id", Py_None, "should_capture",
-      Py_False, "node_labels", labels.get(), "session_dir", welcome.session_dir.c_str());
+      bytes(job.data(), JobId::kSize), "task_id",
+      bytes_or_none(task != nullptr, task_id.data(), TaskId::kSize), "actor_id",
+      bytes_or_none(!actor_id.is_nil(), actor_id.data(), ActorId::kSize), "worker_id",
+      bytes(welcome.worker.data(), WorkerId::kSize), "node_id", bytes(welcome.node.data(), NodeId::kSize),
+      "task_name", name.c_str(), "function_name", name.c_str(), "assigned_resources", resources.get(),
+      "accelerator_ids", accelerators.get(), "actor_name", actor.spec.name.c_str(), "namespace",
+      actor_id.is_nil() ? welcome.name_space.c_str() : actor.spec.name_space.c_str(), "runtime_env",
+      env.c_str(), "attempt", task ? int{task->header.attempt} : 0, "is_worker",
+      runtime->is_worker() ? Py_True : Py_False, "actor_restarted",
+      actor.incarnation > 0 ? Py_True : Py_False, "placement_group_id", Py_None, "should_capture", Py_False,
+      "node_labels", labels.get(), "session_dir", welcome.session_dir.c_str());
 }
 
 bool worker_init(PyObject* module) {

@@ -22,7 +22,8 @@ constexpr size_t kSweepObjects = 1000;              // spilled and erased ones l
 constexpr uint64_t kRecoverAgainMs = 10;
 
 uint64_t now_ms(const rt::Loop& loop) {
-  return static_cast<uint64_t>(std::chrono::duration_cast<std::chrono::milliseconds>(loop.now().time_since_epoch()).count());
+  return static_cast<uint64_t>(
+      std::chrono::duration_cast<std::chrono::milliseconds>(loop.now().time_since_epoch()).count());
 }
 
 /// Spills one batch at a time, so that two who want room do not pick for each other's need twice.
@@ -46,7 +47,8 @@ class ArenaStore final : public node::ObjectStore {
       uint64_t pause_ms = arena_->step(now_ms(loop_));
       if (const uint64_t erased = arena_->spilled_erased(); erased != erased_seen) {
         const size_t found = spill_->sweep(
-            [&](const ObjectId& id) { return arena_->info(id).state == store::ObjectState::kAbsent; }, kSweepObjects);
+            [&](const ObjectId& id) { return arena_->info(id).state == store::ObjectState::kAbsent; },
+            kSweepObjects);
         if (found == 0) erased_seen = erased;
       }
       if (!unrecovered_.empty()) pause_ms = std::min(pause_ms, kRecoverAgainMs);
@@ -66,10 +68,12 @@ class ArenaStore final : public node::ObjectStore {
     } done{*this};
     uint64_t freed = 0;
     while (freed < bytes) {
-      std::vector<store::SpillVictim> victims = arena_->pick_spill_victims(std::min(bytes - freed, kSpillBatchBytes));
+      std::vector<store::SpillVictim> victims =
+          arena_->pick_spill_victims(std::min(bytes - freed, kSpillBatchBytes));
       if (victims.empty()) break;
       std::vector<store::SpillItem> items;
-      for (const store::SpillVictim& victim : victims) items.push_back({victim.id, victim.data, victim.bytes});
+      for (const store::SpillVictim& victim : victims)
+        items.push_back({victim.id, victim.data, victim.bytes});
       auto write = [spill = spill_.get(), items = std::move(items)] { return spill->write(items); };
       Result<void> written = co_await rt::run_on(pool_, std::move(write));
       for (const store::SpillVictim& victim : victims) {
@@ -133,10 +137,11 @@ class ArenaStore final : public node::ObjectStore {
 
   Error full(uint64_t bytes) const {
     const store::ArenaStats stats = arena_->stats();
-    return Error{ErrorCode::kFull, "the object store has no room for " + human_bytes(bytes) + ": " +
-                                       human_bytes(stats.used_bytes) + " of " + human_bytes(stats.capacity_bytes) +
-                                       " are used by " + std::to_string(stats.objects - stats.spilled_objects) +
-                                       " objects that are all in use, " + human_bytes(stats.spilled_bytes) + " are on disk"};
+    return Error{ErrorCode::kFull,
+                 "the object store has no room for " + human_bytes(bytes) + ": " +
+                     human_bytes(stats.used_bytes) + " of " + human_bytes(stats.capacity_bytes) +
+                     " are used by " + std::to_string(stats.objects - stats.spilled_objects) +
+                     " objects that are all in use, " + human_bytes(stats.spilled_bytes) + " are on disk"};
   }
 
   rt::Loop& loop_;
@@ -159,7 +164,8 @@ Result<std::unique_ptr<node::ObjectStore>> make_arena_store(rt::Loop& loop, node
   store::SpillOptions spill_options;
   spill_options.directory = options.spill_dir;
   SKATE_TRY_ASSIGN(std::unique_ptr<store::Spill> spill, store::Spill::open(spill_options));
-  return std::unique_ptr<node::ObjectStore>(std::make_unique<ArenaStore>(loop, std::move(arena), std::move(spill)));
+  return std::unique_ptr<node::ObjectStore>(
+      std::make_unique<ArenaStore>(loop, std::move(arena), std::move(spill)));
 }
 
 }  // namespace skate::bin

@@ -32,17 +32,22 @@ int control_main(int argc, char** argv) {
   int watch_pid = 0, ready_fd = -1;
   int64_t node_grace_ms = 10'000;
   CLI::App app{"The control service: nodes, jobs, actors, names and settings of a cluster", "skated control"};
-  app.add_option("--session-dir", session_dir, "Directory of this session; created with mode 0700")->required();
-  app.add_option("--listen", listen, "unix:PATH or tcp:HOST:PORT; default: control.sock in the session directory");
+  app.add_option("--session-dir", session_dir, "Directory of this session; created with mode 0700")
+      ->required();
+  app.add_option("--listen", listen,
+                 "unix:PATH or tcp:HOST:PORT; default: control.sock in the session directory");
   app.add_option("--storage", storage, "memory, or sqlite:PATH for tables that outlive the service");
   app.add_option("--key-file", key_file, "File with the cluster's key")->required();
   app.add_option("--watch-pid", watch_pid, "End when this process ends");
-  app.add_option("--ready-fd", ready_fd, "Descriptor to which the address is written when the service is ready");
+  app.add_option("--ready-fd", ready_fd,
+                 "Descriptor to which the address is written when the service is ready");
   app.add_option("--config", config, "Settings of the cluster, as JSON, handed to every node");
-  app.add_option("--node-grace-ms", node_grace_ms, "A node out of contact for so long is dead")->check(CLI::PositiveNumber);
+  app.add_option("--node-grace-ms", node_grace_ms, "A node out of contact for so long is dead")
+      ->check(CLI::PositiveNumber);
   try {
     app.parse(argc, argv);
-    if (storage != "memory" && !storage.starts_with("sqlite:")) throw CLI::ValidationError("--storage", "must be memory or sqlite:PATH");
+    if (storage != "memory" && !storage.starts_with("sqlite:"))
+      throw CLI::ValidationError("--storage", "must be memory or sqlite:PATH");
   } catch (const CLI::Error& error) {
     return app.exit(error);
   }
@@ -57,7 +62,8 @@ int control_main(int argc, char** argv) {
   }
   std::shared_ptr<spdlog::logger> logger;
   try {
-    logger = spdlog::rotating_logger_st("control", session_dir + "/logs/control.log", kLogBytesMax, kLogFilesMax);
+    logger =
+        spdlog::rotating_logger_st("control", session_dir + "/logs/control.log", kLogBytesMax, kLogFilesMax);
   } catch (const spdlog::spdlog_ex& error) {
     return fail(Error{ErrorCode::kIo, error.what()});
   }

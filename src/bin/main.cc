@@ -10,6 +10,8 @@ int main(int argc, char** argv) {
   if (what == "node") return skate::bin::node_main(argc - 1, argv + 1);
   if (what == "control") return skate::bin::control_main(argc - 1, argv + 1);
   if (what == "--version") return std::puts("skated " SKATE_VERSION) < 0;
-  std::fputs("usage: skated node|control [options]\n       skated node --help\n       skated control --help\n", stderr);
+  std::fputs(
+      "usage: skated node|control [options]\n       skated node --help\n       skated control --help\n",
+      stderr);
   return 2;
 }

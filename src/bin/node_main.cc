@@ -64,23 +64,33 @@ int node_main(int argc, char** argv) {
   uint64_t memory_bytes = 0;
   std::string resources = "{}", labels = "{}", preload = "[]";
   CLI::App app{"The node daemon: workers, leases and the object store of one machine", "skated node"};
-  app.add_option("--session-dir", options.session_dir, "Directory of this session; created with mode 0700")->required();
-  app.add_option("--control", options.control_address, "Address of the control service: unix:PATH or tcp:HOST:PORT")->required();
+  app.add_option("--session-dir", options.session_dir, "Directory of this session; created with mode 0700")
+      ->required();
+  app.add_option("--control", options.control_address,
+                 "Address of the control service: unix:PATH or tcp:HOST:PORT")
+      ->required();
   app.add_option("--key-file", options.key_file, "File with the cluster's key")->required();
-  auto* cpus = app.add_option("--num-cpus", options.num_cpus, "CPUs to offer; default: affinity and cgroup quota");
-  app.add_option("--num-gpus", num_gpus, "GPUs to offer; default: what CUDA_VISIBLE_DEVICES or the driver shows");
+  auto* cpus =
+      app.add_option("--num-cpus", options.num_cpus, "CPUs to offer; default: affinity and cgroup quota");
+  app.add_option("--num-gpus", num_gpus,
+                 "GPUs to offer; default: what CUDA_VISIBLE_DEVICES or the driver shows");
   app.add_option("--resources", resources, "Custom resources, as JSON");
   app.add_option("--labels", labels, "Labels of the node, as JSON");
-  app.add_option("--object-store-memory", options.object_store_bytes, "Bytes; default: 30 % of the available memory");
-  app.add_option("--memory", memory_bytes, "Bytes that tasks may ask for; default: the rest of the available memory");
+  app.add_option("--object-store-memory", options.object_store_bytes,
+                 "Bytes; default: 30 % of the available memory");
+  app.add_option("--memory", memory_bytes,
+                 "Bytes that tasks may ask for; default: the rest of the available memory");
   app.add_option("--python", options.python, "Interpreter of the workers");
-  app.add_option("--watch-pid", options.watch_pid, "End, and remove the session directory, when this process ends");
-  app.add_option("--ready-fd", options.ready_fd, "Descriptor to which a line of JSON is written when all is ready");
+  app.add_option("--watch-pid", options.watch_pid,
+                 "End, and remove the session directory, when this process ends");
+  app.add_option("--ready-fd", options.ready_fd,
+                 "Descriptor to which a line of JSON is written when all is ready");
   app.add_option("--node-name", options.node_name, "Name for people");
   app.add_option("--node-ip", options.node_ip, "Address of this machine, for reports");
   app.add_option("--spill-dir", options.spill_dir, "Where objects go when memory is full");
   app.add_option("--preload", preload, "Further modules of the fork server, as a JSON list");
-  app.add_option("--config", options.config_json, "Settings of the cluster, as JSON, handed to every process");
+  app.add_option("--config", options.config_json,
+                 "Settings of the cluster, as JSON, handed to every process");
   app.add_flag("--head", options.is_head, "This is the cluster's first node");
   try {
     app.parse(argc, argv);
@@ -91,11 +101,13 @@ int node_main(int argc, char** argv) {
     return app.exit(error);
   }
   options.num_cpus_given = cpus->count() > 0;
-  if (memory_bytes > 0) options.resources["memory"] = static_cast<int64_t>(memory_bytes) * wire::kResourceUnit;
+  if (memory_bytes > 0)
+    options.resources["memory"] = static_cast<int64_t>(memory_bytes) * wire::kResourceUnit;
   std::vector<uint32_t> gpus = node::usable_gpus().ids;
   if (num_gpus >= 0) {
     const auto count = static_cast<size_t>(num_gpus);
-    while (gpus.size() < count) gpus.push_back(static_cast<uint32_t>(gpus.size()));  // as many as the user says
+    while (gpus.size() < count)
+      gpus.push_back(static_cast<uint32_t>(gpus.size()));  // as many as the user says
     gpus.resize(count);
   }
   options.instances["GPU"] = gpus;

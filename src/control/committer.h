@@ -1,5 +1,6 @@
 // Committer: group commit. Rows are numbered as they come; while one batch is being written the next gathers.
-// A write that fails is tried again with growing pauses: nothing is acknowledged meanwhile. Lives on its loop.
+// A write that fails is tried again with growing pauses: nothing is acknowledged meanwhile. Lives on its
+// loop.
 #pragma once
 
 #include <functional>

@@ -67,7 +67,8 @@ class ControlService::Impl final : public rpc::Service {
   }
 
   rt::Task<void> shut_down_nodes() {
-    for (auto& [node, peer] : peers_) peer->notify(static_cast<uint16_t>(wire::NodeCommand::kShutdown), wire::encode(wire::Empty{}));
+    for (auto& [node, peer] : peers_)
+      peer->notify(static_cast<uint16_t>(wire::NodeCommand::kShutdown), wire::encode(wire::Empty{}));
     Result<void> gone = co_await rt::with_timeout(std::chrono::seconds(1), wait_no_nodes());
     if (!gone) log_(std::to_string(peers_.size()) + " nodes have not gone yet");
   }
@@ -88,7 +89,9 @@ class ControlService::Impl final : public rpc::Service {
     out.log = log_;
     return out;
   }
-  Moment moment() const { return {loop_.now().time_since_epoch() / std::chrono::milliseconds(1), loop_.unix_time_ms()}; }
+  Moment moment() const {
+    return {loop_.now().time_since_epoch() / std::chrono::milliseconds(1), loop_.unix_time_ms()};
+  }
 
   /// Before the core handles the registration, as its messages go to this connection. The last one counts.
   void attach(const std::shared_ptr<rpc::Peer>& peer, const std::string& body) {
@@ -175,7 +178,8 @@ class ControlService::Impl final : public rpc::Service {
   rpc::Server server_;  // last: its requests use all of the above
 };
 
-ControlService::ControlService(rt::Loop& loop, rt::Network& network, Storage& storage, const ControlOptions& options)
+ControlService::ControlService(rt::Loop& loop, rt::Network& network, Storage& storage,
+                               const ControlOptions& options)
     : impl_(std::make_unique<Impl>(loop, network, storage, options)) {}
 ControlService::~ControlService() = default;
 Result<std::string> ControlService::start(const std::string& address) { return impl_->start(address); }
@@ -190,9 +194,11 @@ rt::Task<void> stop_on_signal(rt::Loop* loop, rt::SignalSet* signals, std::funct
   loop->stop();
 }
 
-rt::Task<void> stop_with(rt::Loop* loop, rt::ProcessWatch* watch, ControlService* service, std::function<void(std::string)> log) {
+rt::Task<void> stop_with(rt::Loop* loop, rt::ProcessWatch* watch, ControlService* service,
+                         std::function<void(std::string)> log) {
   Result<void> ended = co_await watch->wait_end();
-  log(ended ? "process " + std::to_string(watch->pid()) + " has ended, and the cluster with it" : ended.error().message);
+  log(ended ? "process " + std::to_string(watch->pid()) + " has ended, and the cluster with it"
+            : ended.error().message);
   co_await service->shut_down_nodes();
   loop->stop();
 }
@@ -219,7 +225,8 @@ ControlServer::~ControlServer() = default;
 
 Result<void> ControlServer::run() {
   std::unique_ptr<rt::SignalSet> signals;
-  if (options_.handle_signals) signals = std::make_unique<rt::SignalSet>(std::initializer_list<int>{SIGTERM, SIGINT});
+  if (options_.handle_signals)
+    signals = std::make_unique<rt::SignalSet>(std::initializer_list<int>{SIGTERM, SIGINT});
   std::optional<rt::ProcessWatch> watch;
   if (options_.watch_pid > 0) {
     SKATE_TRY_ASSIGN(rt::ProcessWatch opened, rt::ProcessWatch::open(options_.watch_pid));

@@ -21,16 +21,16 @@ namespace skate::control {
 class Storage;
 
 struct ControlOptions {
-  std::string listen;              ///< unix:PATH or tcp:HOST:PORT
+  std::string listen;  ///< unix:PATH or tcp:HOST:PORT
   rpc::ClusterKey key;
   std::string release;
   std::string session_name{};
   std::string config_json{};
-  std::string sqlite_path{};       ///< empty: tables in memory
+  std::string sqlite_path{};  ///< empty: tables in memory
   int64_t node_grace_ms = 10'000;
-  int32_t watch_pid = 0;           ///< ends when this process does; 0: none
-  int ready_fd = -1;               ///< gets the bound address and a newline, then is closed
-  bool handle_signals = true;      ///< SIGTERM and SIGINT end run()
+  int32_t watch_pid = 0;       ///< ends when this process does; 0: none
+  int ready_fd = -1;           ///< gets the bound address and a newline, then is closed
+  bool handle_signals = true;  ///< SIGTERM and SIGINT end run()
   std::function<void(std::string)> log{};
 };
 

@@ -88,7 +88,9 @@ struct Session {
   rpc::ClientOptions options(const std::string& address) {
     rpc::ClientOptions out{.address = address, .key = key(), .release = "1.0"};
     out.greet = [this](rpc::Client& c) { return greet(c, node); };
-    out.on_notify = [this](uint16_t topic, std::string body) { commands.emplace_back(static_cast<wire::NodeCommand>(topic), std::move(body)); };
+    out.on_notify = [this](uint16_t topic, std::string body) {
+      commands.emplace_back(static_cast<wire::NodeCommand>(topic), std::move(body));
+    };
     return out;
   }
   static rt::Task<Result<void>> greet(rpc::Client& client, NodeId node) {
@@ -99,7 +101,8 @@ struct Session {
     message.resources = {{"CPU", 2 * wire::kResourceUnit}};
     rpc::CallOptions options;
     options.greeting = true;
-    Result<wire::RegisterNodeReply> reply = co_await rpc::call<wire::RegisterNodeReply>(client, ControlMethod::kRegisterNode, message, options);
+    Result<wire::RegisterNodeReply> reply =
+        co_await rpc::call<wire::RegisterNodeReply>(client, ControlMethod::kRegisterNode, message, options);
     if (!reply) co_return reply.error();
     co_return Result<void>();
   }
@@ -119,7 +122,8 @@ rt::Task<void> make_things(Session* session, JobId* job) {
   wire::RegisterJob request;
   request.key = 1;
   request.driver = {WorkerId::random(), session->node};
-  Result<wire::RegisterJobReply> reply = co_await rpc::call<wire::RegisterJobReply>(session->client, ControlMethod::kRegisterJob, request);
+  Result<wire::RegisterJobReply> reply =
+      co_await rpc::call<wire::RegisterJobReply>(session->client, ControlMethod::kRegisterJob, request);
   EXPECT_TRUE(reply.ok());
   if (reply) *job = reply->job;
   wire::Kv kv;
@@ -136,7 +140,9 @@ rt::Task<void> make_things(Session* session, JobId* job) {
   actor.name = "an actor";
   actor.name_space = "ns";
   actor.detached = true;
-  EXPECT_TRUE((co_await rpc::call<wire::RegisterActorReply>(session->client, ControlMethod::kRegisterActor, actor)).ok());
+  EXPECT_TRUE(
+      (co_await rpc::call<wire::RegisterActorReply>(session->client, ControlMethod::kRegisterActor, actor))
+          .ok());
   wire::PlaceActor place;
   place.key = 4;
   place.spec.actor = actor.actor;
@@ -151,10 +157,12 @@ rt::Task<void> find_things(Session* session, JobId* job) {
   Result<wire::KvReply> value = co_await rpc::call<wire::KvReply>(session->client, ControlMethod::kKv, kv);
   EXPECT_TRUE(value.ok() && value->value.size() == 100000);
   wire::GetNamedActor name{"an actor", "ns"};
-  EXPECT_TRUE((co_await rpc::call<wire::ActorInfo>(session->client, ControlMethod::kGetNamedActor, name)).ok());
+  EXPECT_TRUE(
+      (co_await rpc::call<wire::ActorInfo>(session->client, ControlMethod::kGetNamedActor, name)).ok());
   wire::RegisterJob again;
   again.key = 1;
-  Result<wire::RegisterJobReply> reply = co_await rpc::call<wire::RegisterJobReply>(session->client, ControlMethod::kRegisterJob, again);
+  Result<wire::RegisterJobReply> reply =
+      co_await rpc::call<wire::RegisterJobReply>(session->client, ControlMethod::kRegisterJob, again);
   EXPECT_TRUE(reply.ok() && reply->job == *job) << "a duplicate across a restart gets the first answer";
 }
 
@@ -166,14 +174,16 @@ TEST(ControlServer, TakesUpWhereItWas) {
   session.run(make_things(&session, &job));
   EXPECT_FALSE(session.commands.empty());
   first.stop();
-  EXPECT_EQ(std::filesystem::status(directory / "control.db").permissions() & std::filesystem::perms(077), std::filesystem::perms::none);
+  EXPECT_EQ(std::filesystem::status(directory / "control.db").permissions() & std::filesystem::perms(077),
+            std::filesystem::perms::none);
   RunningServer second(control_options(directory));
   session.run(find_things(&session, &job));  // the client connects again by itself
 }
 
 rt::Task<void> read_nodes(Session* session, std::string* out) {
   wire::ClusterInfo what{"nodes", ""};
-  Result<wire::ClusterInfoReply> reply = co_await rpc::call<wire::ClusterInfoReply>(session->client, ControlMethod::kClusterInfo, what);
+  Result<wire::ClusterInfoReply> reply =
+      co_await rpc::call<wire::ClusterInfoReply>(session->client, ControlMethod::kClusterInfo, what);
   *out = reply ? reply->json : reply.error().message;
 }
 
@@ -206,7 +216,9 @@ TEST(ControlServer, EndsWithTheProcessItWatches) {
   EXPECT_EQ(waitpid(child, nullptr, 0), child);
 }
 
-rt::Task<void> commit_into(Storage* storage, std::vector<Row> rows, Result<void>* out) { *out = co_await storage->commit(std::move(rows)); }
+rt::Task<void> commit_into(Storage* storage, std::vector<Row> rows, Result<void>* out) {
+  *out = co_await storage->commit(std::move(rows));
+}
 
 class Sqlite : public testing::Test {
  protected:
@@ -232,18 +244,26 @@ TEST_F(Sqlite, KeepsTheLastOfEachKey) {
   {
     auto storage = open_sqlite_storage(path, pool_);
     ASSERT_TRUE(storage.ok()) << storage.error().message;
-    ASSERT_TRUE(commit(**storage, {{Table::kKv, "a", "1"}, {Table::kKv, binary, binary}, {Table::kKv, "a", "2"}}).ok());
-    ASSERT_TRUE(commit(**storage, {{Table::kJobs, "a", std::string()}, {Table::kKv, "gone", "x"}, {Table::kKv, "gone", std::nullopt}}).ok());
+    ASSERT_TRUE(
+        commit(**storage, {{Table::kKv, "a", "1"}, {Table::kKv, binary, binary}, {Table::kKv, "a", "2"}})
+            .ok());
+    ASSERT_TRUE(commit(**storage, {{Table::kJobs, "a", std::string()},
+                                   {Table::kKv, "gone", "x"},
+                                   {Table::kKv, "gone", std::nullopt}})
+                    .ok());
   }
   auto storage = open_sqlite_storage(path, pool_);
   ASSERT_TRUE(storage.ok()) << storage.error().message;
   const std::vector<Row> rows = *(*storage)->load();
-  EXPECT_EQ(rows, (std::vector<Row>{{Table::kJobs, "a", std::string()}, {Table::kKv, binary, binary}, {Table::kKv, "a", "2"}}));
+  EXPECT_EQ(rows,
+            (std::vector<Row>{
+                {Table::kJobs, "a", std::string()}, {Table::kKv, binary, binary}, {Table::kKv, "a", "2"}}));
   EXPECT_FALSE(open_sqlite_storage(path, pool_).ok()) << "one service at a time";
 }
 
 TEST_F(Sqlite, RefusesWhatIsNotItsOwn) {
-  std::ofstream(directory_ / "text") << "this is no database, however long it may be" << std::string(5000, '.');
+  std::ofstream(directory_ / "text") << "this is no database, however long it may be"
+                                     << std::string(5000, '.');
   EXPECT_EQ(open_sqlite_storage(directory_ / "text", pool_).error().code, ErrorCode::kCorrupt);
   EXPECT_FALSE(open_sqlite_storage(directory_ / "missing/rows.db", pool_).ok());
 }

@@ -31,19 +31,25 @@ class Database {
     if (!created) return errno_error("cannot open the database " + path);
     auto out = std::unique_ptr<Database>(new Database(path));
     sqlite3* db = nullptr;
-    const int opened = sqlite3_open_v2(path.c_str(), &db, SQLITE_OPEN_READWRITE | SQLITE_OPEN_NOMUTEX, nullptr);
+    const int opened =
+        sqlite3_open_v2(path.c_str(), &db, SQLITE_OPEN_READWRITE | SQLITE_OPEN_NOMUTEX, nullptr);
     out->db_.reset(db);
     if (opened != SQLITE_OK) return out->error("cannot open");
     sqlite3_busy_timeout(db, 2000);
-    for (const char* sql : {"PRAGMA locking_mode=EXCLUSIVE", "PRAGMA journal_mode=WAL", "PRAGMA synchronous=NORMAL"}) SKATE_TRY(out->run(sql));
+    for (const char* sql :
+         {"PRAGMA locking_mode=EXCLUSIVE", "PRAGMA journal_mode=WAL", "PRAGMA synchronous=NORMAL"})
+      SKATE_TRY(out->run(sql));
     SKATE_TRY_ASSIGN(const int version, out->user_version());
     if (version != 0 && version != kSchemaVersion)
-      return Error{ErrorCode::kCorrupt, "the database " + path + " has layout " + std::to_string(version) + ", this release writes " +
-                                            std::to_string(kSchemaVersion) + ": give another path"};
-    SKATE_TRY(out->run("CREATE TABLE IF NOT EXISTS rows (tab INTEGER NOT NULL, key BLOB NOT NULL, value BLOB NOT NULL, "
-                       "PRIMARY KEY (tab, key)) WITHOUT ROWID"));
+      return Error{ErrorCode::kCorrupt, "the database " + path + " has layout " + std::to_string(version) +
+                                            ", this release writes " + std::to_string(kSchemaVersion) +
+                                            ": give another path"};
+    SKATE_TRY(out->run(
+        "CREATE TABLE IF NOT EXISTS rows (tab INTEGER NOT NULL, key BLOB NOT NULL, value BLOB NOT NULL, "
+        "PRIMARY KEY (tab, key)) WITHOUT ROWID"));
     SKATE_TRY(out->run(("PRAGMA user_version=" + std::to_string(kSchemaVersion)).c_str()));
-    SKATE_TRY_ASSIGN(out->put_, out->prepare("INSERT OR REPLACE INTO rows (tab, key, value) VALUES (?1, ?2, ?3)"));
+    SKATE_TRY_ASSIGN(out->put_,
+                     out->prepare("INSERT OR REPLACE INTO rows (tab, key, value) VALUES (?1, ?2, ?3)"));
     SKATE_TRY_ASSIGN(out->erase_, out->prepare("DELETE FROM rows WHERE tab = ?1 AND key = ?2"));
     return out;
   }
@@ -55,7 +61,8 @@ class Database {
       const int step = sqlite3_step(select.get());
       if (step == SQLITE_DONE) return rows;
       if (step != SQLITE_ROW) return error("cannot read");
-      rows.push_back({static_cast<Table>(sqlite3_column_int(select.get(), 0)), blob(select.get(), 1), blob(select.get(), 2)});
+      rows.push_back({static_cast<Table>(sqlite3_column_int(select.get(), 0)), blob(select.get(), 1),
+                      blob(select.get(), 2)});
     }
   }
 
@@ -86,7 +93,9 @@ class Database {
   Error error(const std::string& what) const {
     const int code = sqlite3_errcode(db_.get()) & 0xFF;
     const bool corrupt = code == SQLITE_CORRUPT || code == SQLITE_NOTADB;
-    const ErrorCode kind = corrupt ? ErrorCode::kCorrupt : code == SQLITE_FULL ? ErrorCode::kFull : ErrorCode::kIo;
+    const ErrorCode kind = corrupt               ? ErrorCode::kCorrupt
+                           : code == SQLITE_FULL ? ErrorCode::kFull
+                                                 : ErrorCode::kIo;
     return Error{kind, what + " the database " + path_ + ": " + sqlite3_errmsg(db_.get())};
   }
   Result<void> run(const char* sql) {
@@ -95,7 +104,8 @@ class Database {
   }
   Result<Statement> prepare(const char* sql) {
     sqlite3_stmt* statement = nullptr;
-    if (sqlite3_prepare_v3(db_.get(), sql, -1, SQLITE_PREPARE_PERSISTENT, &statement, nullptr) != SQLITE_OK) return error("cannot use");
+    if (sqlite3_prepare_v3(db_.get(), sql, -1, SQLITE_PREPARE_PERSISTENT, &statement, nullptr) != SQLITE_OK)
+      return error("cannot use");
     return Statement(statement);
   }
   Result<int> user_version() {
@@ -106,7 +116,8 @@ class Database {
   static std::string blob(sqlite3_stmt* statement, int column) {
     const void* data = sqlite3_column_blob(statement, column);
     const int size = sqlite3_column_bytes(statement, column);
-    return data == nullptr ? std::string() : std::string(static_cast<const char*>(data), static_cast<size_t>(size));
+    return data == nullptr ? std::string()
+                           : std::string(static_cast<const char*>(data), static_cast<size_t>(size));
   }
   Result<void> apply(const Row& row) {
     sqlite3_stmt* statement = row.value ? put_.get() : erase_.get();
@@ -132,7 +143,8 @@ class Database {
 
 class SqliteStorage final : public Storage {
  public:
-  SqliteStorage(std::unique_ptr<Database> database, rt::Pool& pool) : database_(std::move(database)), pool_(pool) {}
+  SqliteStorage(std::unique_ptr<Database> database, rt::Pool& pool)
+      : database_(std::move(database)), pool_(pool) {}
 
   Result<std::vector<Row>> load() override { return database_->load(); }
   rt::Task<Result<void>> commit(std::vector<Row> rows) override {

@@ -1,7 +1,8 @@
 // Storage: where the control service's tables outlive it.
 //
 // A committed row is in the kernel: kill -9 of the service loses nothing. The disk follows within 50 ms (a
-// crash of the machine may lose so much). Used by one Committer at a time; lives on the loop, works in a pool.
+// crash of the machine may lose so much). Used by one Committer at a time; lives on the loop, works in a
+// pool.
 #pragma once
 
 #include <memory>

@@ -41,8 +41,8 @@ rt::Task<Result<void>> NodeDaemon::greet_control(rpc::Client& client) {
   }
   std::string body = wire::encode(request);
   rpc::CallOptions options{.timeout = std::chrono::seconds(10), .greeting = true};
-  Result<std::string> answer =
-      co_await client.call(static_cast<uint16_t>(wire::ControlMethod::kRegisterNode), std::move(body), options);
+  Result<std::string> answer = co_await client.call(static_cast<uint16_t>(wire::ControlMethod::kRegisterNode),
+                                                    std::move(body), options);
   if (!answer) co_return answer.error();
   Result<wire::RegisterNodeReply> reply = wire::decode<wire::RegisterNodeReply>(std::string_view(*answer));
   if (!reply) co_return reply.error();
@@ -66,10 +66,10 @@ void NodeDaemon::on_command(uint16_t topic, std::string body) {
       if (auto message = wire::decode<wire::Publish>(bytes)) return publish(*message);
       break;
     case wire::NodeCommand::kJobFinished:
-      if (auto message = wire::decode<wire::FinishJob>(bytes)) return finish_job(message->job, message->failed, false);
+      if (auto message = wire::decode<wire::FinishJob>(bytes))
+        return finish_job(message->job, message->failed, false);
       break;
-    case wire::NodeCommand::kShutdown:
-      return ask_stop("the control service says so");
+    case wire::NodeCommand::kShutdown: return ask_stop("the control service says so");
   }
   warn("the control service sent a command that does not parse, topic " + std::to_string(topic));
 }
@@ -84,8 +84,8 @@ void NodeDaemon::start_actor(wire::StartActor order) {
   const wire::ActorSpec& spec = order.spec;
   Job& job = job_of(spec.job, order.job_json);
   if (job.job_json.empty()) job.job_json = order.job_json;
-  scheduler_.place_actor(number, spec.job, spec.placement_resources, spec.resources, spec.runtime_env, spec.class_name,
-                         spec.detached, now_us());
+  scheduler_.place_actor(number, spec.job, spec.placement_resources, spec.resources, spec.runtime_env,
+                         spec.class_name, spec.detached, now_us());
   actors_[number] = Actor{std::move(order), 0, false};
   pump_later();
 }
@@ -120,7 +120,8 @@ void NodeDaemon::actor_created(Process& process, const wire::ActorCreated& messa
     report_actor(actor, true, {}, &process);
     return;
   }
-  wire::Death cause = death_of(wire::DeathKind::kConstructor, "the constructor raised an exception", process.pid);
+  wire::Death cause =
+      death_of(wire::DeathKind::kConstructor, "the constructor raised an exception", process.pid);
   cause.error_value = message.error_value;
   if (process.log) cause.log_tail = process.log->stderr_tail();
   report_actor(actor, false, cause, &process);
@@ -149,20 +150,23 @@ void NodeDaemon::publish(const wire::Publish& message) {
   if (message.topic == wire::ControlTopic::kActor) {
     Result<wire::ActorInfo> info = wire::decode<wire::ActorInfo>(std::string_view(message.body));
     if (info) {
-      if (auto known = subscribers_.find(info->actor); known != subscribers_.end()) to.insert(known->second.begin(), known->second.end());
+      if (auto known = subscribers_.find(info->actor); known != subscribers_.end())
+        to.insert(known->second.begin(), known->second.end());
       if (info->state == wire::ActorState::kDead) subscribers_.erase(info->actor);
     }
   }
   for (ProcessNumber number : to)
     if (Process* process = find(number))
-      tell(*process, wire::MessageType::kControlEvent, wire::ControlEvent{static_cast<uint16_t>(message.topic), message.body});
+      tell(*process, wire::MessageType::kControlEvent,
+           wire::ControlEvent{static_cast<uint16_t>(message.topic), message.body});
   flush_rings();
 }
 
 rt::Task<void> NodeDaemon::send_control(wire::ControlMethod method, std::string body) {
   // These are news of deaths and births: they wait as long as the control service is away.
   rpc::CallOptions options{.timeout = rt::Duration::zero()};
-  Result<std::string> answer = co_await control_->call(static_cast<uint16_t>(method), std::move(body), options);
+  Result<std::string> answer =
+      co_await control_->call(static_cast<uint16_t>(method), std::move(body), options);
   if (!answer && !stopping_) warn("the control service refused a report: " + answer.error().message);
 }
 

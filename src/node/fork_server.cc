@@ -62,7 +62,8 @@ Result<void> ForkServer::start() {
   for (const auto& module : options_.preload) modules += (modules.empty() ? "" : ",") + module;
   constexpr int kTheirFd = 3;
   LaunchSpec spec;
-  spec.command = {options_.python, "-m", "skate._fork_server", "--fd", std::to_string(kTheirFd), "--preload", modules};
+  spec.command = {options_.python, "-m",   "skate._fork_server", "--fd", std::to_string(kTheirFd),
+                  "--preload",     modules};
   spec.fds = {{log.get(), 1}, {log.get(), 2}, {pair.theirs.get(), kTheirFd}};
   SKATE_TRY_ASSIGN(pid_, launch(spec));
   statuses_.expect(pid_);

@@ -56,7 +56,8 @@ void NodeDaemon::apply(Decisions decisions) {
   for (const Grant& grant : decisions.grants) apply_grant(grant);
   for (const ActorPlacement& placement : decisions.placements) apply_placement(placement);
   for (const Recall& recall : decisions.recalls)
-    if (Process* owner = find(recall.owner)) tell(*owner, wire::MessageType::kLeaseRecall, wire::LeaseRecall{recall.lease});
+    if (Process* owner = find(recall.owner))
+      tell(*owner, wire::MessageType::kLeaseRecall, wire::LeaseRecall{recall.lease});
   for (const StopWorker& stop : decisions.stops) apply_stop(stop);
   for (const Refusal& refusal : decisions.refusals) apply_refusal(refusal);
   if (decisions.workers_limit_reached)
@@ -84,8 +85,9 @@ void NodeDaemon::apply_placement(const ActorPlacement& placement) {
   actor->second.worker = placement.worker;
   worker->actor_number = placement.actor;
   const wire::StartActor& order = actor->second.order;
-  tell(*worker, wire::MessageType::kCreateActor,
-       wire::CreateActor{order.spec, order.incarnation, placement.lease, placement.instances, order.job_json});
+  tell(
+      *worker, wire::MessageType::kCreateActor,
+      wire::CreateActor{order.spec, order.incarnation, placement.lease, placement.instances, order.job_json});
 }
 
 void NodeDaemon::apply_stop(const StopWorker& stop) {
@@ -102,9 +104,7 @@ void NodeDaemon::apply_stop(const StopWorker& stop) {
       reason.kind = wire::DeathKind::kOwnerDied;
       reason.message = "the process that it worked for has ended";
       break;
-    case StopWorker::Why::kJobFinished:
-      reason.message = "its job has ended";
-      break;
+    case StopWorker::Why::kJobFinished: reason.message = "its job has ended"; break;
   }
   worker->declined_exit = false;
   ask_exit(*worker, reason, true, options_.exit_grace_ms);
@@ -117,7 +117,8 @@ void NodeDaemon::apply_refusal(const Refusal& refusal) {
     refuse(refusal, cause, true);
     return;
   }
-  if (auto last = last_start_failure_.find(refusal.pool); last != last_start_failure_.end()) cause = last->second;
+  if (auto last = last_start_failure_.find(refusal.pool); last != last_start_failure_.end())
+    cause = last->second;
   cause.kind = wire::DeathKind::kEnvironment;
   cause.message = refusal.message + ": " + cause.message;
   refuse(refusal, cause, false);
@@ -126,7 +127,8 @@ void NodeDaemon::apply_refusal(const Refusal& refusal) {
 void NodeDaemon::refuse(const Refusal& refusal, wire::Death cause, bool infeasible_now) {
   if (refusal.owner != 0) {
     if (Process* owner = find(refusal.owner))
-      tell(*owner, wire::MessageType::kLeaseRefused, wire::LeaseRefused{refusal.shape_id, cause, infeasible_now});
+      tell(*owner, wire::MessageType::kLeaseRefused,
+           wire::LeaseRefused{refusal.shape_id, cause, infeasible_now});
     return;
   }
   auto actor = actors_.find(refusal.shape_id);
@@ -149,13 +151,15 @@ void NodeDaemon::report_deadlocks() {
     std::pair<ProcessNumber, uint64_t> key{wait.owner, wait.shape_id};
     seen.insert(key);
     if (seen_deadlocks_.count(key) == 0 || !reported_deadlocks_.insert(key).second) continue;
-    std::string text = "'" + wait.function + "' waits for " + describe(wait.lacks) + ", which only those hold who wait themselves:";
+    std::string text = "'" + wait.function + "' waits for " + describe(wait.lacks) +
+                       ", which only those hold who wait themselves:";
     for (const Wait::Holder& holder : wait.holders) {
       const Process* worker = find(holder.worker);
       text += "\n  '" + holder.function + "' (pid " + std::to_string(worker ? worker->pid : -1) + ") holds " +
               describe(holder.holds) + " and is blocked in get() or wait()";
     }
-    text += "\nUnlike CPUs these are not lent out. Ask for less, or do not wait inside the task that holds them.";
+    text +=
+        "\nUnlike CPUs these are not lent out. Ask for less, or do not wait inside the task that holds them.";
     warn(text);
     refuse(Refusal{wait.owner, wait.shape_id, Refusal::Why::kInfeasible, text, {}},
            death_of(wire::DeathKind::kUnschedulable, text), true);

@@ -59,7 +59,8 @@ Result<Pipe> make_pipe() {
 
 Result<SocketPair> make_packet_pair() {
   int fds[2];
-  if (::socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, fds) != 0) return errno_error("cannot make a socket pair");
+  if (::socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, fds) != 0)
+    return errno_error("cannot make a socket pair");
   SocketPair pair{UniqueFd(fds[0]), UniqueFd(fds[1])};
   if (::fcntl(fds[0], F_SETFL, O_NONBLOCK) != 0) return errno_error("cannot make a socket non-blocking");
   return pair;

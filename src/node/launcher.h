@@ -15,7 +15,7 @@
 namespace skate::node {
 
 struct LaunchSpec {
-  std::vector<std::string> command;  ///< command[0] is looked up in PATH
+  std::vector<std::string> command;                       ///< command[0] is looked up in PATH
   std::map<std::string, std::optional<std::string>> env;  ///< changes to our own; no value removes
   std::string cwd;
   std::vector<std::pair<int, int>> fds;  ///< (ours, number in the child)

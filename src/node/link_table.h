@@ -1,8 +1,8 @@
 // Which slots and links of the link segment are in use.
 //
 // A link whose one end died is used again only when the other end has read the daemon's word of it, as until
-// then it may still write there. Slots come back at once: what a stale peer does to a slot is a spurious wake.
-// Home: the daemon's loop.
+// then it may still write there. Slots come back at once: what a stale peer does to a slot is a spurious
+// wake. Home: the daemon's loop.
 #pragma once
 
 #include <cstdint>

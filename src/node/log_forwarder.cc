@@ -10,7 +10,10 @@ constexpr size_t kLinesPerBatch = 500;
 }  // namespace
 
 LogForwarder::LogForwarder(rt::Loop& loop, uint32_t lines_per_s_max, Send send)
-    : loop_(loop), lines_per_s_max_(lines_per_s_max), send_(std::move(send)), timer_(loop, [this] { flush(); }) {}
+    : loop_(loop),
+      lines_per_s_max_(lines_per_s_max),
+      send_(std::move(send)),
+      timer_(loop, [this] { flush(); }) {}
 
 void LogForwarder::add(wire::LogLine line) {
   if (loop_.now() - second_ >= std::chrono::seconds(1)) {

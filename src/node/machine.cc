@@ -91,7 +91,7 @@ double usable_cpus() {
     std::istringstream max(read_file(directory + "/cpu.max"));
     double quota = 0, period = 0;
     if (max >> quota >> period && period > 0) cpus = std::min(cpus, quota / period);  // "max" does not parse
-    auto quota_v1 = number_in(directory + "/cpu.cfs_quota_us");  // -1 does not parse
+    auto quota_v1 = number_in(directory + "/cpu.cfs_quota_us");                       // -1 does not parse
     auto period_v1 = number_in(directory + "/cpu.cfs_period_us");
     if (quota_v1 && period_v1 && *period_v1 > 0)
       cpus = std::min(cpus, static_cast<double>(*quota_v1) / static_cast<double>(*period_v1));

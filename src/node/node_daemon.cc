@@ -33,12 +33,14 @@ Scheduler NodeDaemon::make_scheduler() {
   if (!options_.num_cpus_given) options_.num_cpus = std::floor(usable_cpus());
   MemoryState memory = memory_state();
   if (options_.object_store_bytes == 0)
-    options_.object_store_bytes = static_cast<uint64_t>(static_cast<double>(memory.available_bytes) * kStoreShare);
+    options_.object_store_bytes =
+        static_cast<uint64_t>(static_cast<double>(memory.available_bytes) * kStoreShare);
   if (!options_.resources.count("memory")) {
     uint64_t rest = memory.available_bytes - std::min(memory.available_bytes, options_.object_store_bytes);
     options_.resources["memory"] = static_cast<int64_t>(rest) * wire::kResourceUnit;
   }
-  options_.resources["object_store_memory"] = static_cast<int64_t>(options_.object_store_bytes) * wire::kResourceUnit;
+  options_.resources["object_store_memory"] =
+      static_cast<int64_t>(options_.object_store_bytes) * wire::kResourceUnit;
   options_.resources["CPU"] = static_cast<int64_t>(std::llround(options_.num_cpus * wire::kResourceUnit));
   options_.resources["node:" + options_.node_ip] = wire::kResourceUnit;
   if (options_.is_head) options_.resources["node:__internal_head__"] = wire::kResourceUnit;
@@ -77,9 +79,11 @@ Result<void> NodeDaemon::start() {
   if (::prctl(PR_SET_CHILD_SUBREAPER, 1) != 0) return errno_error("cannot become the subreaper");
   signals_ = std::make_unique<rt::SignalSet>(std::initializer_list<int>{SIGCHLD, SIGTERM, SIGINT, SIGHUP});
   for (const std::string& directory : {options_.session_dir, options_.session_dir + "/logs"})
-    if (::mkdir(directory.c_str(), 0700) != 0 && errno != EEXIST) return errno_error("cannot create " + directory);
+    if (::mkdir(directory.c_str(), 0700) != 0 && errno != EEXIST)
+      return errno_error("cannot create " + directory);
   struct stat status {};
-  if (::stat(options_.session_dir.c_str(), &status) != 0) return errno_error("cannot look at " + options_.session_dir);
+  if (::stat(options_.session_dir.c_str(), &status) != 0)
+    return errno_error("cannot look at " + options_.session_dir);
   if (status.st_uid != ::geteuid() || (status.st_mode & 077) != 0)
     return Error{ErrorCode::kDenied, options_.session_dir + " must belong to this user, with mode 0700"};
 
@@ -107,7 +111,8 @@ Result<void> NodeDaemon::start() {
   events.spawn_instead = [this](uint64_t token, const std::string& reason) { spawn_worker(token, reason); };
   events.warning = [this](const std::string& line) { warn(line); };
   fork_server_ = std::make_unique<ForkServer>(
-      loop_, ForkServer::Options{options_.python, options_.preload, options_.session_dir + "/logs/fork-server.log"},
+      loop_,
+      ForkServer::Options{options_.python, options_.preload, options_.session_dir + "/logs/fork-server.log"},
       statuses_, std::move(events));
   if (Result<void> started = fork_server_->start(); !started) warn(started.error().message);
 
@@ -192,7 +197,8 @@ rt::Task<void> NodeDaemon::shut_down() {
     tell(*process, wire::MessageType::kExit,
          wire::Exit{death_of(wire::DeathKind::kNodeLost, "the node shuts down: " + stop_why_), true});
   flush_rings();
-  // All that we started, and all that this started, descends from us; a second round gets what forked meanwhile.
+  // All that we started, and all that this started, descends from us; a second round gets what forked
+  // meanwhile.
   rt::TimePoint deadline = loop_.now() + kEndTimeout;
   while (true) {
     statuses_.reap();
@@ -213,7 +219,8 @@ rt::Task<void> NodeDaemon::shut_down() {
 /// Only while something runs; closely only under pressure. An idle daemon does not wake.
 void NodeDaemon::look_at_memory() {
   MemoryState memory = memory_state();
-  bool pressure = static_cast<double>(memory.available_bytes) < static_cast<double>(memory.limit_bytes) * kPressureShare;
+  bool pressure =
+      static_cast<double>(memory.available_bytes) < static_cast<double>(memory.limit_bytes) * kPressureShare;
   if (pressure)
     for (auto& [number, process] : processes_)
       if (auto used = memory_of(process->pid)) process->resident_bytes = used->resident_bytes;
@@ -224,17 +231,20 @@ std::string NodeDaemon::memory_table() const {
   std::vector<const Process*> order;
   for (const auto& [number, process] : processes_)
     if (process->resident_bytes > 0) order.push_back(process.get());
-  std::sort(order.begin(), order.end(), [](const Process* a, const Process* b) { return a->resident_bytes > b->resident_bytes; });
+  std::sort(order.begin(), order.end(),
+            [](const Process* a, const Process* b) { return a->resident_bytes > b->resident_bytes; });
   MemoryState memory = memory_state();
-  std::string out = "Memory: " + human_bytes(memory.limit_bytes) + " in all, " + human_bytes(memory.available_bytes) +
-                    " available now. Used at the last look:\n";
+  std::string out = "Memory: " + human_bytes(memory.limit_bytes) + " in all, " +
+                    human_bytes(memory.available_bytes) + " available now. Used at the last look:\n";
   constexpr size_t kRowsMax = 10;
   for (size_t i = 0; i < std::min(order.size(), kRowsMax); ++i) {
     const Process& process = *order[i];
     std::string what = process.kind == wire::ProcessKind::kDriver ? "driver" : "worker";
     if (process.link && segment_->slot(process.slot).source[0] != '\0')
-      what = std::string(segment_->slot(process.slot).source, ::strnlen(segment_->slot(process.slot).source, 64));
-    out += "  " + human_bytes(process.resident_bytes) + "  pid " + std::to_string(process.pid) + "  " + what + "\n";
+      what = std::string(segment_->slot(process.slot).source,
+                         ::strnlen(segment_->slot(process.slot).source, 64));
+    out += "  " + human_bytes(process.resident_bytes) + "  pid " + std::to_string(process.pid) + "  " + what +
+           "\n";
   }
   return out;
 }

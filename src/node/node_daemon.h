@@ -47,7 +47,7 @@ class NodeDaemon {
  private:
   struct Job {
     JobId id;
-    ProcessNumber driver{};   ///< 0: none here, or gone
+    ProcessNumber driver{};  ///< 0: none here, or gone
     std::string job_json;
     std::string name_space;
     std::string language = "python";
@@ -56,7 +56,7 @@ class NodeDaemon {
   };
   struct Actor {
     wire::StartActor order;
-    ProcessNumber worker{};   ///< 0: queued
+    ProcessNumber worker{};  ///< 0: queued
     bool created{};
   };
 
@@ -151,7 +151,7 @@ class NodeDaemon {
   std::unique_ptr<LinkTable> links_;
   ObjectStoreFactory make_store_;
   std::unique_ptr<ObjectStore> store_;
-  double usable_workers_ = 1;                       ///< that are started ahead for a driver
+  double usable_workers_ = 1;  ///< that are started ahead for a driver
   uint32_t workers_max_ = 0;
   Scheduler scheduler_;
   ExitStatuses statuses_;
@@ -163,32 +163,32 @@ class NodeDaemon {
   std::unordered_map<WorkerId, ProcessNumber> by_id_;
   std::unordered_map<WorkerId, wire::Death> dead_;  ///< the last kDeadKept, for who asks too late
   std::deque<WorkerId> dead_order_;
-  std::vector<ProcessNumber> by_link_;              ///< of daemon links, by index; 0: not one
+  std::vector<ProcessNumber> by_link_;  ///< of daemon links, by index; 0: not one
   std::map<JobId, Job> jobs_;
-  std::map<uint64_t, Actor> actors_;                ///< by the number that the scheduler knows
+  std::map<uint64_t, Actor> actors_;  ///< by the number that the scheduler knows
   uint64_t last_actor_ = 0;
   std::map<PoolKey, wire::Death> last_start_failure_;
   std::map<ActorId, std::set<ProcessNumber>> subscribers_;
-  std::set<uint32_t> to_ring_;                      ///< daemon links written since the last flush_rings()
+  std::set<uint32_t> to_ring_;  ///< daemon links written since the last flush_rings()
   std::set<ProcessNumber> dead_tokens_;
   std::set<std::string> warned_spawns_;
-  std::set<pid_t> dead_sessions_;                   ///< of workers whose descendants are to be swept away
+  std::set<pid_t> dead_sessions_;  ///< of workers whose descendants are to be swept away
   std::set<std::pair<ProcessNumber, uint64_t>> seen_deadlocks_, reported_deadlocks_;
   bool sweeping_ = false;
   rt::WaitList child_ended_;
   bool stopping_ = false;
   std::string stop_why_;
   rt::Event stop_asked_;
-  rt::Event work_to_do_;                            ///< pump_later()
+  rt::Event work_to_do_;  ///< pump_later()
   rt::Event report_wanted_;
-  rt::Event registered_;                            ///< at the control service
+  rt::Event registered_;  ///< at the control service
   Resources reported_available_;
   uint64_t report_sequence_ = 0;
   std::unique_ptr<rt::Network> network_;
   std::unique_ptr<rpc::Client> control_;
   rt::Timer pump_timer_;
-  rt::Timer deadlock_timer_;                        ///< armed while somebody waits
-  rt::Timer memory_timer_;                          ///< armed while a lease is held
+  rt::Timer deadlock_timer_;  ///< armed while somebody waits
+  rt::Timer memory_timer_;    ///< armed while a lease is held
   std::unique_ptr<ForkServer> fork_server_;
   std::unique_ptr<rt::SignalSet> signals_;
   rt::TaskGroup tasks_;
@@ -207,7 +207,8 @@ template <class Message>
 bool NodeDaemon::parse(Process& process, std::span<const uint8_t> body, Message& message) {
   Result<Message> parsed = wire::decode<Message>(body);
   if (!parsed) {
-    warn("process " + std::to_string(process.pid) + " sent a record that does not parse: " + parsed.error().message);
+    warn("process " + std::to_string(process.pid) +
+         " sent a record that does not parse: " + parsed.error().message);
     return false;
   }
   message = std::move(*parsed);

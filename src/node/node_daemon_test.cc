@@ -50,7 +50,8 @@ class Client {
     if (auto parsed = wire::decode<wire::Welcome>(std::string_view(answer))) welcome = *parsed;
     if (fds_.size() != 4 || !welcome.error.empty()) return;
     segment_ = std::move(rpc::Segment::attach(UniqueFd(::dup(fds_[0].get()))).value());
-    link_ = std::make_unique<rpc::Link>(*segment_, welcome.daemon_link, 1, welcome.daemon_slot, fds_[3].get());
+    link_ =
+        std::make_unique<rpc::Link>(*segment_, welcome.daemon_link, 1, welcome.daemon_slot, fds_[3].get());
   }
 
   bool ok() const { return link_ != nullptr; }
@@ -73,7 +74,8 @@ class Client {
     auto deadline = std::chrono::steady_clock::now() + timeout;
     while (inbox_.empty()) {
       auto read = link_->receive([&](uint16_t type, std::span<const uint8_t> body) {
-        inbox_.push_back({static_cast<MessageType>(type), std::string(reinterpret_cast<const char*>(body.data()), body.size())});
+        inbox_.push_back({static_cast<MessageType>(type),
+                          std::string(reinterpret_cast<const char*>(body.data()), body.size())});
       });
       if (!read) return std::nullopt;
       if (!inbox_.empty()) break;
@@ -85,7 +87,8 @@ class Client {
       bell.sleeper.store(static_cast<uint32_t>(rpc::Sleeper::kForeground), std::memory_order_seq_cst);
       std::atomic_thread_fence(std::memory_order_seq_cst);
       // Short, so that a daemon which is gone is noticed by whoever asks alive().
-      if (link_->empty()) rpc::futex_sleep(bell.foreground_word, word, std::min<std::chrono::nanoseconds>(left, 100ms));
+      if (link_->empty())
+        rpc::futex_sleep(bell.foreground_word, word, std::min<std::chrono::nanoseconds>(left, 100ms));
       bell.sleeper.store(static_cast<uint32_t>(rpc::Sleeper::kNone), std::memory_order_seq_cst);
       if (!alive()) return std::nullopt;
     }
@@ -98,7 +101,8 @@ class Client {
   std::optional<Message> await(MessageType type, std::chrono::milliseconds timeout = 20s) {
     auto deadline = std::chrono::steady_clock::now() + timeout;
     while (true) {
-      auto left = std::chrono::duration_cast<std::chrono::milliseconds>(deadline - std::chrono::steady_clock::now());
+      auto left =
+          std::chrono::duration_cast<std::chrono::milliseconds>(deadline - std::chrono::steady_clock::now());
       auto got = next(std::max(left, 0ms));
       if (!got) return std::nullopt;
       if (got->type != type) continue;
@@ -186,7 +190,8 @@ class Client {
     if (got->type == MessageType::kCreateActor) {
       auto create = wire::decode<wire::CreateActor>(std::string_view(got->body));
       if (!create) ::_exit(4);
-      wire::ActorCreated created{create->spec.actor, create->incarnation, create->spec.class_name != "Broken", "an exception"};
+      wire::ActorCreated created{create->spec.actor, create->incarnation, create->spec.class_name != "Broken",
+                                 "an exception"};
       client.send(MessageType::kActorCreated, created);
     }
   }
@@ -210,7 +215,9 @@ class NoStore final : public ObjectStore {
   Result<uint32_t> add_client(int32_t) override { return ++last_; }
   void recover_client(uint32_t) override {}
   rt::Task<void> upkeep() override { co_return; }
-  rt::Task<Result<void>> make_space(uint64_t) override { co_return Error{ErrorCode::kFull, "full of nothing"}; }
+  rt::Task<Result<void>> make_space(uint64_t) override {
+    co_return Error{ErrorCode::kFull, "full of nothing"};
+  }
   rt::Task<Restored> restore(std::vector<ObjectId> objects) override {
     Restored out;
     out.lost = std::move(objects);
@@ -251,7 +258,8 @@ class YesControl final : public rpc::Service {
       }
       case wire::ControlMethod::kActorCreated: {
         auto message = wire::decode<wire::ActorCreatedReport>(std::string_view(request.body));
-        if (message) journal << "actor " << (message->ok ? "created" : "failed: " + message->cause.message) << std::endl;
+        if (message)
+          journal << "actor " << (message->ok ? "created" : "failed: " + message->cause.message) << std::endl;
         break;
       }
       case wire::ControlMethod::kKv: {  // {name: topic, value: body}
@@ -260,8 +268,7 @@ class YesControl final : public rpc::Service {
         peer->notify(static_cast<uint16_t>(std::stoi(message->name)), message->value);
         co_return wire::encode(wire::KvReply{});
       }
-      default:
-        break;
+      default: break;
     }
     co_return wire::encode(wire::Empty{});
   }
@@ -315,7 +322,10 @@ class NodeDaemonTest : public testing::Test {
     std::unique_ptr<rt::Loop> loop = rt::make_loop();
     std::unique_ptr<rt::Network> network = rt::make_network(*loop);
     YesControl service(folder_ + "/journal");
-    rpc::ServerOptions server_options{.key = rpc::ClusterKey::read_file(options_.key_file).value(), .release = wire::kVersion, .limits = {}, .log = {}};
+    rpc::ServerOptions server_options{.key = rpc::ClusterKey::read_file(options_.key_file).value(),
+                                      .release = wire::kVersion,
+                                      .limits = {},
+                                      .log = {}};
     rpc::Server server(*loop, service, std::move(server_options));
     if (!server.listen(*network, options_.control_address)) return 1;
     options_.log = [](const std::string& text) { std::fprintf(stderr, "node: %s\n", text.c_str()); };
@@ -550,7 +560,8 @@ TEST_F(NodeDaemonTest, NothingIsLeftOfAKilledDriver) {
   if (driver_pid == 0) {
     auto client = driver("grandchild");
     client->send(MessageType::kLeaseDemand, demand(*client, 1, kOneCpu, 2));
-    bool ok = client->await<wire::LeaseGrant>(MessageType::kLeaseGrant) && client->await<wire::LeaseGrant>(MessageType::kLeaseGrant);
+    bool ok = client->await<wire::LeaseGrant>(MessageType::kLeaseGrant) &&
+              client->await<wire::LeaseGrant>(MessageType::kLeaseGrant);
     char byte = ok ? 'y' : 'n';
     if (::write(pipe[1], &byte, 1) != 1) ::_exit(1);
     ::pause();
@@ -572,7 +583,8 @@ TEST_F(NodeDaemonTest, ADriverThatSaysGoodbyeFinishesItsJobWell) {
   auto client = driver();
   client->send(MessageType::kLeaseDemand, demand(*client, 1, kOneCpu, 1));
   ASSERT_TRUE(client->await<wire::LeaseGrant>(MessageType::kLeaseGrant));
-  client->send(MessageType::kProcessExiting, wire::ProcessExiting{death_of(wire::DeathKind::kIntended, "shutdown()")});
+  client->send(MessageType::kProcessExiting,
+               wire::ProcessExiting{death_of(wire::DeathKind::kIntended, "shutdown()")});
   EXPECT_TRUE(journal_says("job finished well"));
   EXPECT_TRUE(eventually([&] { return daemon_children() == 0; }, 2s));
 }
@@ -596,7 +608,8 @@ TEST_F(NodeDaemonTest, AnActorIsCreatedStoppedAndReported) {
   };
   send_order(wire::NodeCommand::kStartActor, wire::encode(order));
   EXPECT_TRUE(journal_says("actor created"));
-  wire::StopActor stop{order.spec.actor, 0, false, death_of(wire::DeathKind::kKilled, "the actor was killed")};
+  wire::StopActor stop{order.spec.actor, 0, false,
+                       death_of(wire::DeathKind::kKilled, "the actor was killed")};
   send_order(wire::NodeCommand::kStopActor, wire::encode(stop));
   EXPECT_TRUE(journal_says("worker died: the actor was killed"));
   order.spec.actor = ActorId::make(client->welcome.job);
@@ -653,7 +666,8 @@ TEST_F(NodeDaemonTest, SurvivesGarbage) {
   auto refused = client->await<wire::LinkRefused>(MessageType::kLinkRefused);
   ASSERT_TRUE(refused);
   EXPECT_THAT(refused->cause.message, testing::HasSubstr("no such process"));
-  client->send(MessageType::kControlCall, wire::ControlCall{5, static_cast<uint16_t>(wire::ControlMethod::kFinishJob), ""});
+  client->send(MessageType::kControlCall,
+               wire::ControlCall{5, static_cast<uint16_t>(wire::ControlMethod::kFinishJob), ""});
   auto reply = client->await<wire::ControlReply>(MessageType::kControlReply);
   ASSERT_TRUE(reply);
   EXPECT_FALSE(reply->ok);

@@ -27,24 +27,25 @@ struct Process {
   wire::ProcessKind kind{};
   WorkerId id;
   JobId job;
-  PoolKey pool;                  ///< of a worker
+  PoolKey pool;  ///< of a worker
   pid_t pid{-1};
-  bool registered{};             ///< Welcome has been sent
-  bool ending{};                 ///< its death is being dealt with
+  bool registered{};                        ///< Welcome has been sent
+  bool ending{};                            ///< its death is being dealt with
   std::shared_ptr<rt::ProcessWatch> watch;  ///< owned by this and by the task that awaits the end
   uint32_t slot{};
   uint32_t daemon_link{};
   uint32_t store_slot{};
   std::unique_ptr<rpc::Link> link;
-  std::map<ProcessNumber, uint32_t> links;  ///< by peer; this process is side 0 where the peer's number is larger
+  std::map<ProcessNumber, uint32_t>
+      links;  ///< by peer; this process is side 0 where the peer's number is larger
   bool log_to_driver{};
   std::unique_ptr<WorkerLog> log;
   std::pair<UniqueFd, UniqueFd> stdio;  ///< the worker's ends, until it runs
-  std::optional<wire::Death> cause;  ///< known before its end: who ended it, and why
-  bool declined_exit{};              ///< since it was last asked
-  uint64_t resident_bytes{};         ///< at the last look of the memory guard
+  std::optional<wire::Death> cause;     ///< known before its end: who ended it, and why
+  bool declined_exit{};                 ///< since it was last asked
+  uint64_t resident_bytes{};            ///< at the last look of the memory guard
   // of an actor's worker
-  uint64_t actor_number{};           ///< 0: none
+  uint64_t actor_number{};  ///< 0: none
 };
 
 }  // namespace skate::node

@@ -30,13 +30,16 @@ rt::Task<void> NodeDaemon::serve_connection(UniqueFd socket) {
   if (!peer || peer->uid != ::geteuid()) co_return;
   std::unique_ptr<rt::FdWatch> watch = loop_.watch_fd(socket.get());
   rt::Task<Result<std::string>> reading = read_frame(socket.get(), *watch);
-  Result<std::string> frame = co_await rt::with_timeout<Result<std::string>>(kHelloTimeout, std::move(reading));
+  Result<std::string> frame =
+      co_await rt::with_timeout<Result<std::string>>(kHelloTimeout, std::move(reading));
   if (!frame) co_return;
   Result<wire::Hello> hello = wire::decode<wire::Hello>(std::string_view(*frame));
-  Result<ProcessNumber> met = Error{ErrorCode::kInvalid, "the greeting does not parse: different versions of Skate?"};
+  Result<ProcessNumber> met =
+      Error{ErrorCode::kInvalid, "the greeting does not parse: different versions of Skate?"};
   if (hello && hello->version != wire::kVersion) {
-    met = Error{ErrorCode::kInvalid, "this cluster runs Skate " + std::string(wire::kVersion) + ", the process has " +
-                                         hello->version + "; use the same on both sides"};
+    met = Error{ErrorCode::kInvalid, "this cluster runs Skate " + std::string(wire::kVersion) +
+                                         ", the process has " + hello->version +
+                                         "; use the same on both sides"};
   } else if (hello && hello->kind == wire::ProcessKind::kWorker) {
     met = meet_worker(*hello, *peer);
   } else if (hello) {
@@ -62,7 +65,8 @@ rt::Task<void> NodeDaemon::serve_connection(UniqueFd socket) {
       scheduler_.worker_ready(process->number, now_us());
     } else {
       const Job& job = jobs_.at(process->job);
-      scheduler_.start_job(job.id, job.language, job.language == "python" ? static_cast<uint32_t>(usable_workers_) : 0);
+      scheduler_.start_job(job.id, job.language,
+                           job.language == "python" ? static_cast<uint32_t>(usable_workers_) : 0);
     }
     pump_later();
     // The connection says nothing more; its end says that nobody holds it any longer.
@@ -78,7 +82,8 @@ rt::Task<void> NodeDaemon::serve_connection(UniqueFd socket) {
   co_await rt::sleep_for(std::chrono::milliseconds(200));
   process = find(*met);
   if (process == nullptr || process->ending) co_return;
-  wire::Death closed = death_of(wire::DeathKind::kIntended, "it closed its connection to the node daemon", process->pid);
+  wire::Death closed =
+      death_of(wire::DeathKind::kIntended, "it closed its connection to the node daemon", process->pid);
   if (process->kind == wire::ProcessKind::kDriver) {
     if (!process->cause) process->cause = closed;
     tasks_.spawn(end_process(process->number));
@@ -89,8 +94,8 @@ rt::Task<void> NodeDaemon::serve_connection(UniqueFd socket) {
 
 Result<ProcessNumber> NodeDaemon::meet_worker(const wire::Hello& hello, const PeerCredentials& peer) {
   Process* process = find(hello.start_token);
-  if (process == nullptr || process->kind != wire::ProcessKind::kWorker || process->registered || process->ending ||
-      process->link)
+  if (process == nullptr || process->kind != wire::ProcessKind::kWorker || process->registered ||
+      process->ending || process->link)
     return Error{ErrorCode::kDenied, "no worker was started with this token, or it has registered already"};
   SKATE_TRY(equip(*process, peer.pid));
   attach_pid(*process, peer.pid);
@@ -114,7 +119,9 @@ rt::Task<Result<ProcessNumber>> NodeDaemon::meet_driver(wire::Hello hello, PeerC
   std::string body = wire::encode(request);
   Result<std::string> answer =
       co_await control_->call(static_cast<uint16_t>(wire::ControlMethod::kRegisterJob), std::move(body));
-  if (!answer) co_return Error{answer.error().code, "the control service did not register the job: " + answer.error().message};
+  if (!answer)
+    co_return Error{answer.error().code,
+                    "the control service did not register the job: " + answer.error().message};
   Result<wire::RegisterJobReply> reply = wire::decode<wire::RegisterJobReply>(std::string_view(*answer));
   if (!reply) co_return reply.error();
 
@@ -130,13 +137,16 @@ rt::Task<Result<ProcessNumber>> NodeDaemon::meet_driver(wire::Hello hello, PeerC
   job.name_space = reply->name_space;
   if (!hello.language.empty()) job.language = hello.language;
   if (hello.log_to_driver) {
-    job.logs = std::make_unique<LogForwarder>(loop_, options_.log_lines_per_s_max, [this, number](wire::LogLines lines) {
-      constexpr size_t kBacklogMax = 4u << 20;  // a driver that does not read loses lines, not the node its memory
-      if (Process* driver = find(number); driver && driver->link && driver->link->backlog_bytes() < kBacklogMax) {
-        tell(*driver, wire::MessageType::kLogLines, lines);
-        flush_rings();
-      }
-    });
+    job.logs = std::make_unique<LogForwarder>(
+        loop_, options_.log_lines_per_s_max, [this, number](wire::LogLines lines) {
+          constexpr size_t kBacklogMax =
+              4u << 20;  // a driver that does not read loses lines, not the node its memory
+          if (Process* driver = find(number);
+              driver && driver->link && driver->link->backlog_bytes() < kBacklogMax) {
+            tell(*driver, wire::MessageType::kLogLines, lines);
+            flush_rings();
+          }
+        });
   }
   Process& process = *fresh;
   processes_.emplace(number, std::move(fresh));

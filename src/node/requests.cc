@@ -6,8 +6,8 @@
 namespace skate::node {
 
 namespace {
-constexpr size_t kRecordsPerTurn = 256;         // of one process, then the others have theirs
-constexpr size_t kBacklogBytesMax = 256u << 20; // for a process that does not read
+constexpr size_t kRecordsPerTurn = 256;          // of one process, then the others have theirs
+constexpr size_t kBacklogBytesMax = 256u << 20;  // for a process that does not read
 constexpr rt::Duration kControlTimeout = std::chrono::seconds(60);
 
 bool may_be_relayed(uint16_t method) {
@@ -23,10 +23,8 @@ bool may_be_relayed(uint16_t method) {
     case wire::ControlMethod::kClusterInfo:
     case wire::ControlMethod::kCreatePlacementGroup:
     case wire::ControlMethod::kRemovePlacementGroup:
-    case wire::ControlMethod::kGetPlacementGroup:
-      return true;
-    default:
-      return false;
+    case wire::ControlMethod::kGetPlacementGroup: return true;
+    default: return false;
   }
 }
 }  // namespace
@@ -91,15 +89,16 @@ void NodeDaemon::handle(Process& process, uint16_t type, std::span<const uint8_t
       if (!parse(process, body, message) || process.ending) return;
       const wire::LeaseShape& shape = message.shape;
       job_of(shape.job, "");
-      scheduler_.demand(process.number, message.shape_id, shape.job, shape.resources, shape.runtime_env, shape.function,
-                        shape.priority, message.wanted, message.backlog, now_us());
+      scheduler_.demand(process.number, message.shape_id, shape.job, shape.resources, shape.runtime_env,
+                        shape.function, shape.priority, message.wanted, message.backlog, now_us());
       return;
     }
     case wire::MessageType::kLeaseReturn: {
       wire::LeaseReturn message;
       if (!parse(process, body, message)) return;
       Process* worker = find(scheduler_.worker_of(message.lease_id));
-      scheduler_.lease_returned(process.number, message.lease_id, message.worker_exits || message.suspect, now_us());
+      scheduler_.lease_returned(process.number, message.lease_id, message.worker_exits || message.suspect,
+                                now_us());
       if (worker != nullptr && message.suspect)
         ask_exit(*worker, death_of(wire::DeathKind::kIntended, "its owner saw it misbehave"), true,
                  options_.exit_grace_ms);
@@ -146,23 +145,25 @@ void NodeDaemon::handle(Process& process, uint16_t type, std::span<const uint8_t
       process.cause = std::move(message.reason);
       process.cause->pid = process.pid;
       // A driver may live on after shutdown(); for us it is gone.
-      if (process.kind == wire::ProcessKind::kDriver && !process.ending) tasks_.spawn(end_process(process.number));
+      if (process.kind == wire::ProcessKind::kDriver && !process.ending)
+        tasks_.spawn(end_process(process.number));
       return;
     }
     case wire::MessageType::kExitDeclined:
       process.declined_exit = true;
       scheduler_.exit_declined(process.number, now_us());
       return;
-    case wire::MessageType::kWake:
-      return;  // the pump that follows looks at the flags
+    case wire::MessageType::kWake: return;  // the pump that follows looks at the flags
     default:
-      warn("process " + std::to_string(process.pid) + " sent a record of unknown type " + std::to_string(type));
+      warn("process " + std::to_string(process.pid) + " sent a record of unknown type " +
+           std::to_string(type));
   }
 }
 
 void NodeDaemon::flush_rings() {
   for (uint32_t link : to_ring_)
-    if (Process* process = find(by_link_[link]); process && process->link) process->link->ring(rpc::Urgency::kUrgent);
+    if (Process* process = find(by_link_[link]); process && process->link)
+      process->link->ring(rpc::Urgency::kUrgent);
   to_ring_.clear();
 }
 
@@ -223,9 +224,11 @@ rt::Task<void> NodeDaemon::relay(ProcessNumber number, wire::ControlCall call) {
   } else {
     const auto method = static_cast<wire::ControlMethod>(call.method);
     if (method == wire::ControlMethod::kGetActor) {
-      if (auto request = wire::decode<wire::ActorRef>(std::string_view(call.body))) subscribers_[request->actor].insert(number);
+      if (auto request = wire::decode<wire::ActorRef>(std::string_view(call.body)))
+        subscribers_[request->actor].insert(number);
     } else if (method == wire::ControlMethod::kRegisterActor) {
-      if (auto request = wire::decode<wire::RegisterActor>(std::string_view(call.body))) subscribers_[request->actor].insert(number);
+      if (auto request = wire::decode<wire::RegisterActor>(std::string_view(call.body)))
+        subscribers_[request->actor].insert(number);
     }
     rpc::CallOptions options{.timeout = kControlTimeout};
     Result<std::string> answer = co_await control_->call(call.method, std::move(call.body), options);
@@ -233,7 +236,8 @@ rt::Task<void> NodeDaemon::relay(ProcessNumber number, wire::ControlCall call) {
     if (answer) {
       reply.body = std::move(*answer);
       if (method == wire::ControlMethod::kGetNamedActor) {
-        if (auto info = wire::decode<wire::ActorInfo>(std::string_view(reply.body))) subscribers_[info->actor].insert(number);
+        if (auto info = wire::decode<wire::ActorInfo>(std::string_view(reply.body)))
+          subscribers_[info->actor].insert(number);
       } else if (method == wire::ControlMethod::kRegisterActor) {
         if (auto registered = wire::decode<wire::RegisterActorReply>(std::string_view(reply.body)))
           subscribers_[registered->info.actor].insert(number);
@@ -267,7 +271,8 @@ rt::Task<void> NodeDaemon::restore(ProcessNumber number, wire::RestoreObjects re
   Process* process = find(number);
   if (process == nullptr) co_return;
   tell(*process, wire::MessageType::kObjectsRestored,
-       wire::ObjectsRestored{request.call_id, std::move(result.restored), std::move(result.lost), std::move(result.message)});
+       wire::ObjectsRestored{request.call_id, std::move(result.restored), std::move(result.lost),
+                             std::move(result.message)});
   flush_rings();
 }
 

@@ -14,7 +14,8 @@ Result<UniqueFd> listen_unix(const std::string& path) {
   sockaddr_un address{};
   address.sun_family = AF_UNIX;
   if (path.size() >= sizeof address.sun_path)
-    return Error{ErrorCode::kInvalid, "the path of the session directory is too long for a Unix socket: " + path};
+    return Error{ErrorCode::kInvalid,
+                 "the path of the session directory is too long for a Unix socket: " + path};
   std::memcpy(address.sun_path, path.c_str(), path.size() + 1);
   UniqueFd fd(::socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
   if (!fd) return errno_error("cannot make a socket");
@@ -32,7 +33,8 @@ Result<UniqueFd> listen_unix(const std::string& path) {
 Result<PeerCredentials> credentials_of(int socket) {
   ucred peer{};
   socklen_t size = sizeof peer;
-  if (::getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &peer, &size) != 0) return errno_error("cannot tell who connected");
+  if (::getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &peer, &size) != 0)
+    return errno_error("cannot tell who connected");
   return PeerCredentials{peer.pid, peer.uid};
 }
 
@@ -40,7 +42,8 @@ rt::Task<Result<UniqueFd>> accept_unix(int listener, rt::FdWatch& watch) {
   while (true) {
     UniqueFd fd(::accept4(listener, nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC));
     if (fd) co_return fd;
-    if (errno != EAGAIN && errno != EINTR && errno != ECONNABORTED) co_return errno_error("cannot accept a process");
+    if (errno != EAGAIN && errno != EINTR && errno != ECONNABORTED)
+      co_return errno_error("cannot accept a process");
     Result<void> ready = co_await watch.wait_readable();
     if (!ready) co_return ready.error();
   }
@@ -68,7 +71,8 @@ rt::Task<Result<std::string>> read_frame(int socket, rt::FdWatch& watch) {
   uint32_t size = 0;
   Result<void> head = co_await read_all(socket, watch, reinterpret_cast<char*>(&size), sizeof size);
   if (!head) co_return head.error();
-  if (size > kFrameBytesMax) co_return Error{ErrorCode::kCorrupt, "a frame of " + std::to_string(size) + " bytes"};
+  if (size > kFrameBytesMax)
+    co_return Error{ErrorCode::kCorrupt, "a frame of " + std::to_string(size) + " bytes"};
   std::string body(size, '\0');
   Result<void> rest = co_await read_all(socket, watch, body.data(), body.size());
   if (!rest) co_return rest.error();

@@ -85,7 +85,8 @@ void WorkerLog::write_file(Stream& stream, const char* data, size_t size) {
     ::rename(stream.path.c_str(), (stream.path + ".1").c_str());
     stream.file_bytes = 0;
   }
-  if (!stream.file) stream.file.reset(::open(stream.path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600));
+  if (!stream.file)
+    stream.file.reset(::open(stream.path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600));
   while (size > 0) {
     ssize_t wrote = ::write(stream.file.get(), data, size);
     if (wrote < 0 && errno == EINTR) continue;

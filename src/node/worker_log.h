@@ -22,7 +22,8 @@ class WorkerLog {
   /// One complete line, without its newline.
   using OnLine = std::function<void(bool is_stderr, std::string text)>;
 
-  WorkerLog(rt::Loop& loop, std::string stem, UniqueFd out, UniqueFd err, uint64_t file_bytes_max, OnLine on_line);
+  WorkerLog(rt::Loop& loop, std::string stem, UniqueFd out, UniqueFd err, uint64_t file_bytes_max,
+            OnLine on_line);
   ~WorkerLog();
 
   /// Reads what is there now, without waiting; a last line without a newline counts.

@@ -85,7 +85,8 @@ void NodeDaemon::start_worker(const StartWorker& order) {
   }
   ProcessNumber number = order.worker;
   process.log = std::make_unique<WorkerLog>(
-      loop_, options_.session_dir + "/logs/worker-" + process.id.hex().substr(0, 16) + "-" + std::to_string(number),
+      loop_,
+      options_.session_dir + "/logs/worker-" + process.id.hex().substr(0, 16) + "-" + std::to_string(number),
       std::move(out->read), std::move(err->read), options_.log_file_bytes_max,
       [this, number](bool is_stderr, std::string text) {
         Process* source = find(number);
@@ -124,7 +125,8 @@ void NodeDaemon::spawn_worker(ProcessNumber number, const std::string& why) {
     std::string python = string_in(object_of(process->pool.runtime_env), "py_executable");
     spec.command = {python.empty() ? options_.python : python, "-m", "skate._worker_main", setup.json()};
     spec.env.try_emplace("OMP_NUM_THREADS", "1");
-    if (const char* threads = std::getenv("OMP_NUM_THREADS")) spec.env.try_emplace("OMP_NUM_THREADS", threads);
+    if (const char* threads = std::getenv("OMP_NUM_THREADS"))
+      spec.env.try_emplace("OMP_NUM_THREADS", threads);
   } else {
     spec.command = strings_in(job, "worker_command");
     spec.env["SKATE_NODE_SOCKET"] = setup.socket_path;
@@ -132,7 +134,8 @@ void NodeDaemon::spawn_worker(ProcessNumber number, const std::string& why) {
     spec.cwd = setup.cwd;
   }
   if (spec.command.empty()) {
-    worker_start_failed(number, "the job names no worker_command for its language '" + process->pool.language + "'");
+    worker_start_failed(number,
+                        "the job names no worker_command for its language '" + process->pool.language + "'");
     return;
   }
   spec.fds = {{process->stdio.first.get(), 1}, {process->stdio.second.get(), 2}};
@@ -156,7 +159,8 @@ rt::Task<void> NodeDaemon::start_deadline(ProcessNumber number) {
   co_await rt::sleep_for(std::chrono::milliseconds(options_.worker_start_timeout_ms));
   Process* process = find(number);
   if (process == nullptr || process->registered) co_return;
-  std::string message = "the worker did not register within " + std::to_string(options_.worker_start_timeout_ms / 1000) + " s";
+  std::string message =
+      "the worker did not register within " + std::to_string(options_.worker_start_timeout_ms / 1000) + " s";
   if (process->pid > 0) {
     kill(*process, death_of(wire::DeathKind::kEnvironment, message));
   } else {
@@ -200,12 +204,14 @@ wire::Death NodeDaemon::cause_of(Process& process, std::optional<ExitStatus> sta
     death = *process.cause;
   } else if (status && status->signal == SIGKILL && oom_.grew()) {
     death.kind = wire::DeathKind::kOutOfMemory;
-    death.message = who + " was killed by the kernel because memory ran out.\n" + memory_table() +
-                    "Use less memory per task, ask for it with `memory=`, or run fewer tasks at once with `num_cpus=`.";
+    death.message =
+        who + " was killed by the kernel because memory ran out.\n" + memory_table() +
+        "Use less memory per task, ask for it with `memory=`, or run fewer tasks at once with `num_cpus=`.";
   } else if (status && status->signal != 0) {
     death.kind = wire::DeathKind::kSignalled;
     const char* name = ::strsignal(status->signal);
-    death.message = who + " was killed by signal " + std::to_string(status->signal) + " (" + (name ? name : "unknown") + ")";
+    death.message = who + " was killed by signal " + std::to_string(status->signal) + " (" +
+                    (name ? name : "unknown") + ")";
   } else if (status) {
     death.kind = wire::DeathKind::kExited;
     death.message = who + " ended with exit code " + std::to_string(status->code);
@@ -288,7 +294,8 @@ void NodeDaemon::finish_job(const JobId& id, bool failed, bool at_control) {
   auto job = jobs_.find(id);
   if (job == jobs_.end() || job->second.finished) return;
   job->second.finished = true;
-  if (at_control) tell_control(wire::ControlMethod::kFinishJob, wire::FinishJob{loop_.random()(), id, failed});
+  if (at_control)
+    tell_control(wire::ControlMethod::kFinishJob, wire::FinishJob{loop_.random()(), id, failed});
   // Actors that wait for a place here and do not outlive their job.
   for (auto item = actors_.begin(); item != actors_.end();) {
     const wire::ActorSpec& spec = item->second.order.spec;
@@ -325,7 +332,9 @@ void NodeDaemon::kill_all(const std::vector<ProcessNumber>& numbers) {
   std::vector<pid_t> roots;
   for (ProcessNumber number : numbers) {
     Process* process = find(number);
-    if (process == nullptr || process->kind == wire::ProcessKind::kDriver || process->pid <= 0 || !process->watch) continue;
+    if (process == nullptr || process->kind == wire::ProcessKind::kDriver || process->pid <= 0 ||
+        !process->watch)
+      continue;
     roots.push_back(process->pid);
   }
   if (roots.empty()) return;

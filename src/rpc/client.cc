@@ -31,7 +31,8 @@ void Client::stop() {
 rt::Task<Result<std::string>> Client::call(uint16_t method, std::string body, CallOptions options) {
   if (stopped_) co_return Error{ErrorCode::kCancelled, "the client has stopped"};
   if (body.size() > options_.limits.frame_bytes_max)
-    co_return Error{ErrorCode::kFull, "a message of " + std::to_string(body.size()) + " bytes exceeds the limit of " +
+    co_return Error{ErrorCode::kFull, "a message of " + std::to_string(body.size()) +
+                                          " bytes exceeds the limit of " +
                                           std::to_string(options_.limits.frame_bytes_max)};
   if (calls_.size() >= options_.calls_max) co_return Error{ErrorCode::kFull, "too many calls are under way"};
   if (options.on_loss == OnLoss::kFail && !up_ && !options.greeting)
@@ -42,7 +43,8 @@ rt::Task<Result<std::string>> Client::call(uint16_t method, std::string body, Ca
   call->header.id = next_id_++;
   call->body = std::move(body);
   call->options = options;
-  call->deadline = options.timeout > rt::Duration::zero() ? loop_.now() + options.timeout : rt::TimePoint::max();
+  call->deadline =
+      options.timeout > rt::Duration::zero() ? loop_.now() + options.timeout : rt::TimePoint::max();
   calls_[call->header.id] = call;
   struct Forget {  // also when the caller is cancelled
     Client& client;

@@ -1,9 +1,10 @@
 // Client: one connection to a server, kept up: after a loss it connects again, with growing pauses.
 //
 // Calls that may be repeated (reads, and changes that carry an idempotency key) wait through a loss and are
-// sent again, in their first order, until their deadline. Calls that may not be repeated fail with kUnavailable
-// when the connection is lost while they are out. After each connect `greet` runs first; its own calls go out
-// at once, all others wait for it. Lives on its loop's thread, and outlives the tasks that call it.
+// sent again, in their first order, until their deadline. Calls that may not be repeated fail with
+// kUnavailable when the connection is lost while they are out. After each connect `greet` runs first; its own
+// calls go out at once, all others wait for it. Lives on its loop's thread, and outlives the tasks that call
+// it.
 #pragma once
 
 #include <functional>
@@ -50,8 +51,8 @@ class Client {
   Client(rt::Loop& loop, rt::Network& network, ClientOptions options);
   ~Client();
 
-  /// Connects in the background, for good. kDenied and kInvalid (wrong key, other release) are tried again too,
-  /// as the server may be replaced; on_state tells.
+  /// Connects in the background, for good. kDenied and kInvalid (wrong key, other release) are tried again
+  /// too, as the server may be replaced; on_state tells.
   void start();
   /// Fails all calls with kCancelled.
   void stop();

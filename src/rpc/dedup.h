@@ -2,8 +2,8 @@
 // while it runs, duplicates join it; once done, they get the answer that was given.
 //
 // The work belongs to the table and goes on when those who wait for it are cancelled. Bounded by entries and
-// by bytes of answers; the oldest answers are forgotten first, so that the bound says how late a duplicate may
-// come. Lives on its loop's thread.
+// by bytes of answers; the oldest answers are forgotten first, so that the bound says how late a duplicate
+// may come. Lives on its loop's thread.
 #pragma once
 
 #include <list>

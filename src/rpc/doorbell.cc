@@ -28,8 +28,7 @@ namespace {
 
 void wake_sleeper(Doorbell& bell, Sleeper who, int event_fd) {
   switch (who) {
-    case Sleeper::kNone:
-      return;
+    case Sleeper::kNone: return;
     case Sleeper::kService:
       bell.service_word.fetch_add(1, std::memory_order_seq_cst);
       futex_wake_all(bell.service_word);
@@ -40,7 +39,8 @@ void wake_sleeper(Doorbell& bell, Sleeper who, int event_fd) {
       return;
     case Sleeper::kEventFd: {
       uint64_t one = 1;
-      if (event_fd >= 0) [[maybe_unused]] ssize_t written = write(event_fd, &one, sizeof one);
+      if (event_fd >= 0) [[maybe_unused]]
+        ssize_t written = write(event_fd, &one, sizeof one);
       return;
     }
   }

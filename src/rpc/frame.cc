@@ -45,10 +45,11 @@ Result<std::optional<Frame>> FrameReader::next() {
   header.id = take<uint64_t>(in);
   header.timeout_ms = take<uint32_t>(in);
   if (header.length > length_max_)
-    return Error{ErrorCode::kCorrupt, "a frame of " + std::to_string(header.length) + " bytes exceeds the limit of " +
-                                          std::to_string(length_max_)};
+    return Error{ErrorCode::kCorrupt, "a frame of " + std::to_string(header.length) +
+                                          " bytes exceeds the limit of " + std::to_string(length_max_)};
   if (header.kind < FrameKind::kRequest || header.kind > FrameKind::kNotify)
-    return Error{ErrorCode::kCorrupt, "a frame of unknown kind " + std::to_string(static_cast<int>(header.kind))};
+    return Error{ErrorCode::kCorrupt,
+                 "a frame of unknown kind " + std::to_string(static_cast<int>(header.kind))};
   if (buffered_bytes() - FrameHeader::kBytes < header.length) return std::optional<Frame>();
   Frame frame{header, std::string(in, header.length)};
   begin_ += FrameHeader::kBytes + header.length;

@@ -43,7 +43,9 @@ void append_frame(std::string& out, FrameHeader header, std::string_view body);
 class FrameReader {
  public:
   explicit FrameReader(uint32_t length_max = kFrameBytesMax) : length_max_(length_max) {}
-  void feed(std::span<const uint8_t> bytes) { buffer_.append(reinterpret_cast<const char*>(bytes.data()), bytes.size()); }
+  void feed(std::span<const uint8_t> bytes) {
+    buffer_.append(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+  }
   /// The next whole frame, nothing when more bytes are needed, kCorrupt when they are no frames.
   Result<std::optional<Frame>> next();
   size_t buffered_bytes() const { return buffer_.size() - begin_; }

@@ -20,6 +20,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     }
   }
   SKATE_ASSERT(again.size() < size, "frames are not larger than what came");
-  SKATE_ASSERT(std::equal(again.begin(), again.end(), reinterpret_cast<const char*>(data) + 1), "frames encode to what came");
+  SKATE_ASSERT(std::equal(again.begin(), again.end(), reinterpret_cast<const char*>(data) + 1),
+               "frames encode to what came");
   return 0;
 }

@@ -7,7 +7,9 @@
 namespace skate::rpc {
 namespace {
 
-std::span<const uint8_t> bytes_of(const std::string& text) { return {reinterpret_cast<const uint8_t*>(text.data()), text.size()}; }
+std::span<const uint8_t> bytes_of(const std::string& text) {
+  return {reinterpret_cast<const uint8_t*>(text.data()), text.size()};
+}
 
 TEST(Frame, SurvivesAnyPieces) {
   rt::Random random(1);

@@ -12,7 +12,8 @@ constexpr uint8_t kMagic[8] = {'S', 'K', 'A', 'T', 'E', 'r', 'p', 'c'};
 constexpr size_t kReleaseBytes = 32;
 using GreetingBytes = std::array<uint8_t, Greeting::kBytes>;
 
-Digest proof(const ClusterKey& key, std::string_view label, const GreetingBytes& opening, const GreetingBytes& challenge) {
+Digest proof(const ClusterKey& key, std::string_view label, const GreetingBytes& opening,
+             const GreetingBytes& challenge) {
   const std::span label_bytes(reinterpret_cast<const uint8_t*>(label.data()), label.size());
   return key.sign({label_bytes, opening, challenge});
 }
@@ -51,7 +52,8 @@ Result<Greeting> decode_greeting(std::span<const uint8_t, Greeting::kBytes> byte
   greeting.status = static_cast<HandshakeStatus>(in[4]);
   const char* release = reinterpret_cast<const char*>(in + 8);
   greeting.release.assign(release, strnlen(release, kReleaseBytes));
-  const bool printable = std::all_of(greeting.release.begin(), greeting.release.end(), [](char c) { return c > 32 && c < 127; });
+  const bool printable =
+      std::all_of(greeting.release.begin(), greeting.release.end(), [](char c) { return c > 32 && c < 127; });
   if (!printable) return corrupt;
   std::copy_n(in + 8 + kReleaseBytes, greeting.nonce.size(), greeting.nonce.begin());
   return greeting;
@@ -67,9 +69,12 @@ rt::Task<Result<void>> handshake_as_client(rt::Stream& stream, ClusterKey key, s
   if (!received) co_return received.error();
   Result<Greeting> server = decode_greeting(challenge);
   if (!server) co_return not_skate(stream);
-  if (server->status == HandshakeStatus::kBusy) co_return Error{ErrorCode::kUnavailable, "the server has no room for a connection"};
-  if (server->status == HandshakeStatus::kWrongVersion || server->protocol != kProtocolVersion || server->release != release)
-    co_return Error{ErrorCode::kInvalid, "the cluster runs Skate " + server->release + ", this process Skate " + release +
+  if (server->status == HandshakeStatus::kBusy)
+    co_return Error{ErrorCode::kUnavailable, "the server has no room for a connection"};
+  if (server->status == HandshakeStatus::kWrongVersion || server->protocol != kProtocolVersion ||
+      server->release != release)
+    co_return Error{ErrorCode::kInvalid, "the cluster runs Skate " + server->release +
+                                             ", this process Skate " + release +
                                              ": install the same version on both"};
 
   const Digest mine = proof(key, "skate client", opening, challenge);
@@ -96,7 +101,8 @@ rt::Task<Result<void>> handshake_as_server(rt::Stream& stream, ClusterKey key, s
   const GreetingBytes challenge = encode_greeting(answer);
   Result<void> sent = co_await stream.write(challenge);
   if (!sent) co_return sent.error();
-  if (!same) co_return Error{ErrorCode::kInvalid, "the peer (" + stream.peer() + ") runs Skate " + client->release};
+  if (!same)
+    co_return Error{ErrorCode::kInvalid, "the peer (" + stream.peer() + ") runs Skate " + client->release};
 
   Digest theirs;
   received = co_await rt::read_exactly(stream, theirs);

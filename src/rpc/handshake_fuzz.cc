@@ -50,6 +50,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     SKATE_ASSERT(group.size() == 0, "the handshake ends when the stranger does");
   }
   SKATE_ASSERT(!let_in, "a stranger is let in");
-  SKATE_ASSERT(stranger.taken() <= rpc::Greeting::kBytes + sizeof(rpc::Digest), "a stranger's bytes are bounded");
+  SKATE_ASSERT(stranger.taken() <= rpc::Greeting::kBytes + sizeof(rpc::Digest),
+               "a stranger's bytes are bounded");
   return 0;
 }

@@ -24,7 +24,8 @@ Result<ClusterKey> ClusterKey::from_bytes(std::string bytes) {
   while (!bytes.empty() && (bytes.back() == '\n' || bytes.back() == '\r')) bytes.pop_back();
   if (bytes.size() < kBytesMin || bytes.size() > kBytesMax)
     return Error{ErrorCode::kInvalid, "a cluster key has " + std::to_string(kBytesMin) + " to " +
-                                          std::to_string(kBytesMax) + " bytes, not " + std::to_string(bytes.size())};
+                                          std::to_string(kBytesMax) + " bytes, not " +
+                                          std::to_string(bytes.size())};
   return ClusterKey(std::move(bytes));
 }
 
@@ -74,6 +75,8 @@ Digest ClusterKey::sign(std::initializer_list<std::span<const uint8_t>> parts) c
   return digest;
 }
 
-bool equal_in_constant_time(const Digest& a, const Digest& b) { return CRYPTO_memcmp(a.data(), b.data(), a.size()) == 0; }
+bool equal_in_constant_time(const Digest& a, const Digest& b) {
+  return CRYPTO_memcmp(a.data(), b.data(), a.size()) == 0;
+}
 
 }  // namespace skate::rpc

@@ -1,4 +1,5 @@
-// ClusterKey: the secret that every process of a cluster's daemons knows; proof of it is asked at each connection.
+// ClusterKey: the secret that every process of a cluster's daemons knows; proof of it is asked at each
+// connection.
 #pragma once
 
 #include <array>

@@ -7,10 +7,10 @@ namespace skate::rpc {
 namespace {
 
 struct RecordHeader {
-  uint32_t size;   // of the body; kSkip: nothing more before the ring's end
+  uint32_t size;  // of the body; kSkip: nothing more before the ring's end
   uint16_t type;
   uint8_t flags;
-  uint8_t check;   // kCheck: tells a torn or foreign header early
+  uint8_t check;  // kCheck: tells a torn or foreign header early
 };
 static_assert(sizeof(RecordHeader) == 8);
 constexpr uint32_t kSkip = 0xFFFFFFFF;
@@ -82,12 +82,14 @@ void Link::send(uint16_t type, std::initializer_list<std::span<const uint8_t>> p
     if (waiting_.empty() && try_write(type, 0, parts, size)) return;
     std::string body;
     body.reserve(size);
-    for (std::span<const uint8_t> part : parts) body.append(reinterpret_cast<const char*>(part.data()), part.size());
+    for (std::span<const uint8_t> part : parts)
+      body.append(reinterpret_cast<const char*>(part.data()), part.size());
     queue(type, 0, std::span(reinterpret_cast<const uint8_t*>(body.data()), body.size()));
   } else {
     std::string body;
     body.reserve(size);
-    for (std::span<const uint8_t> part : parts) body.append(reinterpret_cast<const char*>(part.data()), part.size());
+    for (std::span<const uint8_t> part : parts)
+      body.append(reinterpret_cast<const char*>(part.data()), part.size());
     std::span<const uint8_t> rest(reinterpret_cast<const uint8_t*>(body.data()), body.size());
     while (!rest.empty()) {
       std::span<const uint8_t> piece = rest.first(std::min<size_t>(rest.size(), kPieceMax));
@@ -134,9 +136,7 @@ bool Link::crowded() const {
   return used > kRingBytes / 2;
 }
 
-bool Link::empty() const {
-  return area_.control[1 - side_].tail.load(std::memory_order_acquire) == head_;
-}
+bool Link::empty() const { return area_.control[1 - side_].tail.load(std::memory_order_acquire) == head_; }
 
 Link::Fetch Link::fetch(Record& record) {
   const RingControl& control = area_.control[1 - side_];
@@ -185,7 +185,8 @@ void Link::release_head(uint64_t head) {
   RingControl& control = area_.control[1 - side_];
   head_ = head;
   control.head.store(head, std::memory_order_release);
-  if (control.writer_waits.load(std::memory_order_relaxed) != 0) [[unlikely]] settle();
+  if (control.writer_waits.load(std::memory_order_relaxed) != 0) [[unlikely]]
+    settle();
 }
 
 // The full fence orders the new head before the look at the flag; the writer has the same fence between its

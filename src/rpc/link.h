@@ -7,9 +7,9 @@
 //
 // Claims: a task that may be taken back carries a push sequence s; its word is claims[s % kClaimsMax].
 // The writer sets it to claim_word(s, kOffered). The worker begins the task by a compare-and-swap from that
-// to kBegun, the writer takes it back by one to kTaken: whoever wins has it, and a worker that loses (or finds
-// the word used for a later s) skips the record without a word. A writer has fewer than kClaimsMax tasks in
-// flight per link, so that a word is only used again when its task was begun or taken back.
+// to kBegun, the writer takes it back by one to kTaken: whoever wins has it, and a worker that loses (or
+// finds the word used for a later s) skips the record without a word. A writer has fewer than kClaimsMax
+// tasks in flight per link, so that a word is only used again when its task was begun or taken back.
 #pragma once
 
 #include <deque>
@@ -90,7 +90,8 @@ class Link {
   };
   Fetch fetch(Record& record);
   void advance(const Record& record);
-  bool try_write(uint16_t type, uint8_t flags, std::initializer_list<std::span<const uint8_t>> parts, size_t size);
+  bool try_write(uint16_t type, uint8_t flags, std::initializer_list<std::span<const uint8_t>> parts,
+                 size_t size);
   void queue(uint16_t type, uint8_t flags, std::span<const uint8_t> body);
   void drain_backlog();
   void release_head(uint64_t head);

@@ -18,7 +18,9 @@ namespace {
 
 using namespace std::chrono_literals;
 
-ClusterKey test_key(std::string text = "the key of the tests") { return *ClusterKey::from_bytes(std::move(text)); }
+ClusterKey test_key(std::string text = "the key of the tests") {
+  return *ClusterKey::from_bytes(std::move(text));
+}
 
 /// Method 1 echoes; 2 never answers; 3 notifies and echoes; 4 counts through the dedup table, key = body.
 class TestService final : public Service {
@@ -54,13 +56,16 @@ class TestService final : public Service {
 };
 
 struct World {
-  explicit World(uint64_t seed) : loop(seed), network(loop, {}), service(loop), server(loop, service, server_options()) {}
+  explicit World(uint64_t seed)
+      : loop(seed), network(loop, {}), service(loop), server(loop, service, server_options()) {}
   ServerOptions server_options() {
     ServerOptions options{.key = test_key(), .release = "1.0"};
     options.log = [this](std::string line) { log.push_back(std::move(line)); };
     return options;
   }
-  ClientOptions client_options() { return ClientOptions{.address = "unix:server", .key = test_key(), .release = "1.0"}; }
+  ClientOptions client_options() {
+    return ClientOptions{.address = "unix:server", .key = test_key(), .release = "1.0"};
+  }
   void listen() { EXPECT_EQ(*server.listen(network, "unix:server"), "unix:server"); }
 
   std::vector<std::string> log;
@@ -70,7 +75,8 @@ struct World {
   Server server;
 };
 
-rt::Task<void> call_into(Client* client, uint16_t method, std::string body, CallOptions options, std::optional<Result<std::string>>* out) {
+rt::Task<void> call_into(Client* client, uint16_t method, std::string body, CallOptions options,
+                         std::optional<Result<std::string>>* out) {
   *out = co_await client->call(method, std::move(body), options);
 }
 
@@ -79,7 +85,9 @@ TEST(Rpc, CallsErrorsAndNotifications) {
   world.listen();
   std::vector<std::string> notes;
   ClientOptions options = world.client_options();
-  options.on_notify = [&](uint16_t topic, std::string body) { notes.push_back(std::to_string(topic) + body); };
+  options.on_notify = [&](uint16_t topic, std::string body) {
+    notes.push_back(std::to_string(topic) + body);
+  };
   Client client(world.loop, world.network, std::move(options));
   client.start();
   std::optional<Result<std::string>> echoed, missing, notified;
@@ -138,7 +146,8 @@ TEST(Rpc, AServerWithoutTheKeyLearnsNothing) {
   Client client(world.loop, world.network, std::move(options));
   // The other way round: the client's key is right, the server's is not.
   TestService service(world.loop);
-  Server impostor(world.loop, service, ServerOptions{.key = test_key("what an impostor made up"), .release = "1.0"});
+  Server impostor(world.loop, service,
+                  ServerOptions{.key = test_key("what an impostor made up"), .release = "1.0"});
   ASSERT_TRUE(impostor.listen(world.network, "unix:impostor").ok());
   ClientOptions to_impostor = world.client_options();
   to_impostor.address = "unix:impostor";
@@ -289,7 +298,8 @@ TEST(Rpc, EveryKeyRunsOnceThroughLosses) {
   }
 }
 
-rt::Task<void> once_into(DedupTable* table, std::string key, rt::Task<Result<std::string>> work, std::vector<std::string>* out) {
+rt::Task<void> once_into(DedupTable* table, std::string key, rt::Task<Result<std::string>> work,
+                         std::vector<std::string>* out) {
   Result<std::string> answer = co_await table->once(std::move(key), std::move(work));
   out->push_back(answer ? *answer : answer.error().message);
 }
@@ -374,7 +384,8 @@ rt::Task<void> call_and_stop(rt::Loop* loop, Client* client, std::string* out) {
 }
 
 TEST(Rpc, RealSockets) {
-  for (const std::string& address : {"unix:/tmp/skate-rpc-test-" + std::to_string(getpid()), std::string("tcp:127.0.0.1:0")}) {
+  for (const std::string& address :
+       {"unix:/tmp/skate-rpc-test-" + std::to_string(getpid()), std::string("tcp:127.0.0.1:0")}) {
     std::unique_ptr<rt::Loop> loop = rt::make_loop();
     std::unique_ptr<rt::Network> network = rt::make_network(*loop);
     TestService service(*loop);

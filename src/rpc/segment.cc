@@ -30,7 +30,7 @@ Result<std::unique_ptr<Segment>> Segment::create(uint32_t cpus) {
   if (ftruncate(fd.get(), kSegmentBytes) != 0) return errno_error("cannot size the link segment");
   if (fcntl(fd.get(), F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0)
     return errno_error("cannot seal the link segment");
-  SKATE_TRY_ASSIGN(uint8_t* base, map(fd.get()));
+  SKATE_TRY_ASSIGN(uint8_t * base, map(fd.get()));
   std::unique_ptr<Segment> segment(new Segment(std::move(fd), base));
   segment->node().magic = kMagic;
   segment->node().version = kVersion;
@@ -39,11 +39,11 @@ Result<std::unique_ptr<Segment>> Segment::create(uint32_t cpus) {
 }
 
 Result<std::unique_ptr<Segment>> Segment::attach(UniqueFd fd) {
-  struct stat status{};
+  struct stat status {};
   if (fstat(fd.get(), &status) != 0) return errno_error("cannot look at the link segment");
   if (static_cast<uint64_t>(status.st_size) != kSegmentBytes)
     return Error{ErrorCode::kInvalid, "the link segment has an unexpected size: different builds of Skate?"};
-  SKATE_TRY_ASSIGN(uint8_t* base, map(fd.get()));
+  SKATE_TRY_ASSIGN(uint8_t * base, map(fd.get()));
   std::unique_ptr<Segment> segment(new Segment(std::move(fd), base));
   if (segment->node().magic != kMagic || segment->node().version != kVersion)
     return Error{ErrorCode::kInvalid, "the link segment is of another version: different builds of Skate?"};

@@ -57,17 +57,17 @@ static_assert(sizeof(ProcessSlot) == 4096);
 struct alignas(4096) NodePage {
   uint64_t magic;
   uint32_t version;
-  uint32_t cpus;                        ///< CPUs that the node's processes may use
-  alignas(64) std::atomic<int32_t> active;     ///< threads that run a task or spin
+  uint32_t cpus;                                  ///< CPUs that the node's processes may use
+  alignas(64) std::atomic<int32_t> active;        ///< threads that run a task or spin
   alignas(64) std::atomic<uint32_t> cpus_wanted;  ///< somebody queues for a CPU: who blocks rings the daemon
 };
 static_assert(sizeof(NodePage) == 4096);
 
 /// One direction of a link. Positions only grow; the place in the ring is position % kRingBytes.
 struct RingControl {
-  alignas(64) std::atomic<uint64_t> tail;           ///< written by the writer
-  alignas(64) std::atomic<uint64_t> head;           ///< written by the reader
-  std::atomic<uint32_t> writer_waits;               ///< ring the writer once there is room
+  alignas(64) std::atomic<uint64_t> tail;                ///< written by the writer
+  alignas(64) std::atomic<uint64_t> head;                ///< written by the reader
+  std::atomic<uint32_t> writer_waits;                    ///< ring the writer once there is room
   alignas(64) std::atomic<uint32_t> claims[kClaimsMax];  ///< see link.h
 };
 

@@ -58,7 +58,8 @@ rt::Task<void> Server::accept_loop(std::unique_ptr<rt::Listener> listener) {
       ++counts_.turned_away;
       const std::unique_ptr<rt::Stream> unwanted = std::move(*stream);
       // A fresh socket takes a greeting without waiting; one that does not is dropped as well.
-      Result<void> told = co_await rt::with_timeout(std::chrono::milliseconds(1), turn_away(*unwanted, options_.release));
+      Result<void> told =
+          co_await rt::with_timeout(std::chrono::milliseconds(1), turn_away(*unwanted, options_.release));
       log_refusal(told ? Error{ErrorCode::kFull, "too many connections"} : told.error());
       continue;
     }
@@ -78,8 +79,8 @@ void Server::log_refusal(const Error& error) {
 rt::Task<void> Server::serve(std::unique_ptr<rt::Stream> stream) {
   {
     Decrement stranger{counts_.strangers};
-    Result<void> known =
-        co_await rt::with_timeout(options_.handshake_timeout, handshake_as_server(*stream, options_.key, options_.release));
+    Result<void> known = co_await rt::with_timeout(
+        options_.handshake_timeout, handshake_as_server(*stream, options_.key, options_.release));
     if (!known) {
       ++counts_.refused;
       log_refusal(known.error());
@@ -114,9 +115,10 @@ rt::Task<void> Server::serve_peer(std::shared_ptr<Peer> peer) {
   }
 }
 
-rt::Task<void> Server::answer(std::shared_ptr<Peer> peer, FrameHeader header, rt::Task<Result<std::string>> work,
-                              rt::WaitList* ended) {
-  if (header.timeout_ms > 0) work = rt::with_timeout(std::chrono::milliseconds(header.timeout_ms), std::move(work));
+rt::Task<void> Server::answer(std::shared_ptr<Peer> peer, FrameHeader header,
+                              rt::Task<Result<std::string>> work, rt::WaitList* ended) {
+  if (header.timeout_ms > 0)
+    work = rt::with_timeout(std::chrono::milliseconds(header.timeout_ms), std::move(work));
   Result<std::string> result = co_await std::move(work);
   FrameHeader reply;
   reply.kind = FrameKind::kReply;

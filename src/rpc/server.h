@@ -83,7 +83,8 @@ class Server {
   rt::Task<void> accept_loop(std::unique_ptr<rt::Listener> listener);
   rt::Task<void> serve(std::unique_ptr<rt::Stream> stream);
   rt::Task<void> serve_peer(std::shared_ptr<Peer> peer);
-  rt::Task<void> answer(std::shared_ptr<Peer> peer, FrameHeader header, rt::Task<Result<std::string>> work, rt::WaitList* ended);
+  rt::Task<void> answer(std::shared_ptr<Peer> peer, FrameHeader header, rt::Task<Result<std::string>> work,
+                        rt::WaitList* ended);
   void log_refusal(const Error& error);
 
   rt::Loop& loop_;

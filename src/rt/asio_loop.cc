@@ -1,12 +1,12 @@
-// The real loop: Boost.Asio's reactor for descriptors and for posts from other threads; our own queues for the
-// rest. This file is the only one of the folder that includes Asio.
+// The real loop: Boost.Asio's reactor for descriptors and for posts from other threads; our own queues for
+// the rest. This file is the only one of the folder that includes Asio.
 #include <time.h>
 
+#include <atomic>
 #include <boost/asio/executor_work_guard.hpp>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/posix/stream_descriptor.hpp>
 #include <boost/asio/post.hpp>
-#include <atomic>
 
 #include "base/ids.h"
 #include "rt/fd.h"
@@ -28,7 +28,8 @@ uint64_t system_seed() {
 
 class AsioFdWatch final : public FdWatch {
  public:
-  AsioFdWatch(asio::io_context& io, int fd) : descriptor_(io), read_(std::make_shared<Wait>()), write_(std::make_shared<Wait>()) {
+  AsioFdWatch(asio::io_context& io, int fd)
+      : descriptor_(io), read_(std::make_shared<Wait>()), write_(std::make_shared<Wait>()) {
     boost::system::error_code error;
     descriptor_.assign(fd, error);
     if (error) assign_error_ = error.message();
@@ -38,8 +39,12 @@ class AsioFdWatch final : public FdWatch {
     write_->wake = nullptr;
     if (descriptor_.is_open()) descriptor_.release();  // takes it out of epoll, leaves it open
   }
-  Task<Result<void>> wait_readable() override { return wait(asio::posix::stream_descriptor::wait_read, read_); }
-  Task<Result<void>> wait_writable() override { return wait(asio::posix::stream_descriptor::wait_write, write_); }
+  Task<Result<void>> wait_readable() override {
+    return wait(asio::posix::stream_descriptor::wait_read, read_);
+  }
+  Task<Result<void>> wait_writable() override {
+    return wait(asio::posix::stream_descriptor::wait_write, write_);
+  }
 
  private:
   /// Shared by the watch and the reactor's handler, which may come after the watch is gone.
@@ -51,7 +56,8 @@ class AsioFdWatch final : public FdWatch {
   };
 
   Task<Result<void>> wait(asio::posix::stream_descriptor::wait_type type, std::shared_ptr<Wait> state) {
-    if (!assign_error_.empty()) co_return Error{ErrorCode::kIo, "cannot watch a descriptor: " + assign_error_};
+    if (!assign_error_.empty())
+      co_return Error{ErrorCode::kIo, "cannot watch a descriptor: " + assign_error_};
     WaitList list;
     struct Forget {
       Wait& state;

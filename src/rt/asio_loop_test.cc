@@ -179,7 +179,8 @@ Task<void> echo(Loop* loop, std::string address, bool* same) {
 
 TEST_F(RealLoop, StreamsOverUnixAndTcp) {
   const std::string path = "/tmp/skate-rt-test-" + std::to_string(getpid());
-  for (const std::string& address : {"unix:" + path, std::string("tcp:127.0.0.1:0"), "unix:@skate-rt-" + std::to_string(getpid())}) {
+  for (const std::string& address :
+       {"unix:" + path, std::string("tcp:127.0.0.1:0"), "unix:@skate-rt-" + std::to_string(getpid())}) {
     bool same = false;
     run(echo(loop_.get(), address, &same));
     EXPECT_TRUE(same) << address;
@@ -189,7 +190,8 @@ TEST_F(RealLoop, StreamsOverUnixAndTcp) {
 
 Task<void> refuse_bad_addresses(Loop* loop) {
   std::unique_ptr<Network> network = make_network(*loop);
-  for (const char* bad : {"", "unix:", "tcp:", "tcp::1", "tcp:localhost:80", "tcp:127.0.0.1:70000", "tcp:127.0.0.1:", "http://x"}) {
+  for (const char* bad : {"", "unix:", "tcp:", "tcp::1", "tcp:localhost:80", "tcp:127.0.0.1:70000",
+                          "tcp:127.0.0.1:", "http://x"}) {
     std::string address = bad;
     Result<std::unique_ptr<Stream>> stream = co_await network->connect(address);
     EXPECT_FALSE(stream.ok()) << bad;

@@ -26,7 +26,8 @@ Task<Result<void>> wait_writable(int fd) {
 Result<ProcessWatch> ProcessWatch::open(pid_t pid) {
   const int fd = static_cast<int>(syscall(SYS_pidfd_open, pid, 0));
   if (fd >= 0) return ProcessWatch(pid, UniqueFd(fd));
-  if (errno == ESRCH) return Error{ErrorCode::kNotFound, "process " + std::to_string(pid) + " does not exist"};
+  if (errno == ESRCH)
+    return Error{ErrorCode::kNotFound, "process " + std::to_string(pid) + " does not exist"};
   return errno_error("cannot watch process " + std::to_string(pid));
 }
 
@@ -60,7 +61,8 @@ Task<Result<int>> SignalSet::next() {
 
 Result<void> set_nonblocking(int fd) {
   const int flags = fcntl(fd, F_GETFL);
-  if (flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0) return errno_error("cannot make a descriptor non-blocking");
+  if (flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0)
+    return errno_error("cannot make a descriptor non-blocking");
   return {};
 }
 

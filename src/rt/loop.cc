@@ -30,7 +30,8 @@ void Loop::disarm(TimerHook& hook) {
 }
 
 void Loop::fire_timers() {
-  // Timers armed meanwhile for a time already past wait for the next turn: otherwise they could starve the rest.
+  // Timers armed meanwhile for a time already past wait for the next turn: otherwise they could starve the
+  // rest.
   const TimePoint time = now();
   const uint64_t first_new = timer_sequence_;
   auto next = timers_.begin();

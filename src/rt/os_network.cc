@@ -66,7 +66,8 @@ Result<SocketAddress> parse_address(const std::string& text) {
       }
     }
   }
-  return Error{ErrorCode::kInvalid, "not an address (unix:PATH or tcp:HOST:PORT with a numeric host): '" + text + "'"};
+  return Error{ErrorCode::kInvalid,
+               "not an address (unix:PATH or tcp:HOST:PORT with a numeric host): '" + text + "'"};
 }
 
 std::string describe(const sockaddr_storage& storage) {
@@ -135,7 +136,11 @@ class SocketStream final : public Stream {
 class SocketListener final : public Listener {
  public:
   SocketListener(Loop& loop, UniqueFd fd, std::string address, std::string unix_path)
-      : loop_(loop), fd_(std::move(fd)), watch_(loop.watch_fd(fd_.get())), address_(std::move(address)), unix_path_(std::move(unix_path)) {}
+      : loop_(loop),
+        fd_(std::move(fd)),
+        watch_(loop.watch_fd(fd_.get())),
+        address_(std::move(address)),
+        unix_path_(std::move(unix_path)) {}
   ~SocketListener() override {
     if (!unix_path_.empty()) ::unlink(unix_path_.c_str());
   }
@@ -143,8 +148,10 @@ class SocketListener final : public Listener {
     while (true) {
       UniqueFd fd(::accept4(fd_.get(), nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC));
       if (fd) co_return std::unique_ptr<Stream>(std::make_unique<SocketStream>(loop_, std::move(fd)));
-      if (errno == EMFILE || errno == ENFILE) co_return Error{ErrorCode::kFull, "no descriptor is left for a connection"};
-      if (errno != EAGAIN && errno != EINTR && errno != ECONNABORTED) co_return errno_error("cannot accept a connection");
+      if (errno == EMFILE || errno == ENFILE)
+        co_return Error{ErrorCode::kFull, "no descriptor is left for a connection"};
+      if (errno != EAGAIN && errno != EINTR && errno != ECONNABORTED)
+        co_return errno_error("cannot accept a connection");
       Result<void> ready = co_await watch_->wait_readable();
       if (!ready) co_return ready.error();
     }
@@ -196,18 +203,20 @@ class OsNetwork final : public Network {
     if (address.family != AF_UNIX) {
       sockaddr_storage bound{};
       socklen_t size = sizeof(bound);
-      if (getsockname(fd.get(), reinterpret_cast<sockaddr*>(&bound), &size) != 0) return errno_error("cannot name the socket");
+      if (getsockname(fd.get(), reinterpret_cast<sockaddr*>(&bound), &size) != 0)
+        return errno_error("cannot name the socket");
       text = describe(bound);
     }
-    return std::unique_ptr<Listener>(
-        std::make_unique<SocketListener>(loop_, std::move(fd), std::move(text), std::move(address.unix_path)));
+    return std::unique_ptr<Listener>(std::make_unique<SocketListener>(loop_, std::move(fd), std::move(text),
+                                                                      std::move(address.unix_path)));
   }
 
  private:
   static Result<void> remove_dead_socket(const SocketAddress& address) {
     struct stat info {};
     if (::lstat(address.unix_path.c_str(), &info) != 0) return {};
-    if (!S_ISSOCK(info.st_mode)) return Error{ErrorCode::kExists, address.unix_path + " exists and is no socket"};
+    if (!S_ISSOCK(info.st_mode))
+      return Error{ErrorCode::kExists, address.unix_path + " exists and is no socket"};
     UniqueFd probe(::socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
     if (::connect(probe.get(), address.get(), address.size) == 0 || errno == EAGAIN)
       return Error{ErrorCode::kExists, "another process listens on " + address.unix_path};

@@ -1,4 +1,5 @@
-// Tests of tasks, groups, events, channels and timers on the simulated loop (the same code runs on the real one).
+// Tests of tasks, groups, events, channels and timers on the simulated loop (the same code runs on the real
+// one).
 #include <gtest/gtest.h>
 
 #include <string>
@@ -31,9 +32,7 @@ Task<int> slow_add(int a, int b) {
   co_return co_await add(a, b);
 }
 
-Task<void> store(int* out) {
-  *out = co_await slow_add(2, 3);
-}
+Task<void> store(int* out) { *out = co_await slow_add(2, 3); }
 
 TEST(Task, ReturnsAcrossSuspensions) {
   SimLoop loop(1);

@@ -1,7 +1,7 @@
 // SimLoop: a Loop on virtual time. The same seed gives the same run, to the last step.
 //
-// Ready coroutines run in a seeded order (any of the first few), posts in order, and when nothing is ready the
-// time jumps to the next timer. One thread; post() from others is a bug. It has no descriptors.
+// Ready coroutines run in a seeded order (any of the first few), posts in order, and when nothing is ready
+// the time jumps to the next timer. One thread; post() from others is a bug. It has no descriptors.
 #pragma once
 
 #include <deque>
@@ -17,7 +17,9 @@ class SimLoop final : public Loop {
   explicit SimLoop(uint64_t seed) : Loop(seed) {}
 
   TimePoint now() const override { return now_; }
-  int64_t unix_time_ms() const override { return kEpochMs + now_.time_since_epoch() / std::chrono::milliseconds(1); }
+  int64_t unix_time_ms() const override {
+    return kEpochMs + now_.time_since_epoch() / std::chrono::milliseconds(1);
+  }
   void post(std::function<void()> work) override;
   /// Until stop(), or until nothing can happen any more.
   void run() override;
@@ -43,7 +45,8 @@ class SimLoop final : public Loop {
 /// Runs the work on the loop's thread after a seeded delay.
 class SimPool final : public Pool {
  public:
-  explicit SimPool(SimLoop& loop, Duration delay_max = std::chrono::milliseconds(5)) : loop_(loop), delay_max_(delay_max) {}
+  explicit SimPool(SimLoop& loop, Duration delay_max = std::chrono::milliseconds(5))
+      : loop_(loop), delay_max_(delay_max) {}
   void submit(std::function<void()> work) override;
 
  private:

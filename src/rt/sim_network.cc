@@ -144,7 +144,8 @@ Result<std::unique_ptr<Listener>> SimNetwork::listen(std::string address) {
   if (listeners_.contains(address)) return Error{ErrorCode::kExists, "another process listens on " + address};
   auto pending = std::make_unique<Pending>();
   listeners_[address] = pending.get();
-  return std::unique_ptr<Listener>(std::make_unique<SimListener>(*this, std::move(address), std::move(pending)));
+  return std::unique_ptr<Listener>(
+      std::make_unique<SimListener>(*this, std::move(address), std::move(pending)));
 }
 
 void SimNetwork::cut(const std::string& address, bool refuse) {

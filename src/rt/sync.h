@@ -61,7 +61,9 @@ class Event {
 template <class T>
 class Channel {
  public:
-  explicit Channel(size_t capacity) : capacity_(capacity) { SKATE_ASSERT(capacity > 0, "a channel holds something"); }
+  explicit Channel(size_t capacity) : capacity_(capacity) {
+    SKATE_ASSERT(capacity > 0, "a channel holds something");
+  }
 
   /// False when the channel is closed; waits while it is full.
   Task<bool> send(T item) {

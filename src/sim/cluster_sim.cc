@@ -20,7 +20,9 @@ constexpr char kRelease[] = "1.0";
 class Cluster {
  public:
   explicit Cluster(uint64_t seed)
-      : loop_(seed), network_(loop_, network_options()), key_(*rpc::ClusterKey::from_bytes("the key of the simulation")) {
+      : loop_(seed),
+        network_(loop_, network_options()),
+        key_(*rpc::ClusterKey::from_bytes("the key of the simulation")) {
     start_control();
     const uint64_t nodes = 1 + random().below(4);
     for (uint64_t i = 0; i < nodes; ++i) add_node();
@@ -110,8 +112,7 @@ class Cluster {
       case 5:
         if (random().chance(0.3)) nodes_[random().below(nodes_.size())]->end_drivers();
         break;
-      default:
-        break;  // a while in which nothing breaks
+      default: break;  // a while in which nothing breaks
     }
     look_for_problems();
   }
@@ -171,7 +172,8 @@ class Cluster {
       }
       if (record.info.state != wire::ActorState::kAlive) continue;  // it may wait for room
       if (found == running.end()) return "actor " + id.hex() + " is alive and does not run";
-      if (found->second.incarnation != record.info.incarnation) return "actor " + id.hex() + " runs in another life";
+      if (found->second.incarnation != record.info.incarnation)
+        return "actor " + id.hex() + " runs in another life";
       running.erase(found);
     }
     return {};
@@ -183,7 +185,8 @@ class Cluster {
       if (plan->lost || plan->ended) continue;
       if (!plan->registered) fail("a driver never registered");
       if (plan->tasks_done < plan->tasks)
-        fail("a driver has " + std::to_string(plan->tasks_done) + " of " + std::to_string(plan->tasks) + " tasks done");
+        fail("a driver has " + std::to_string(plan->tasks_done) + " of " + std::to_string(plan->tasks) +
+             " tasks done");
       if (plan->tasks_done > plan->tasks) fail("a task was done twice");
     }
     if (const std::string wrong = disagreement(); !wrong.empty()) fail(wrong);
@@ -207,7 +210,8 @@ class Cluster {
     if (wait_until(all_over, 120s) || !ok()) return;
     for (const auto& [id, record] : control_->core().actors().all()) {
       if (record.info.state != wire::ActorState::kDead)
-        fail("actor " + id.hex() + " outlives its job in state " + std::to_string(static_cast<int>(record.info.state)));
+        fail("actor " + id.hex() + " outlives its job in state " +
+             std::to_string(static_cast<int>(record.info.state)));
     }
     for (const auto& node : nodes_) {
       if (!node->running_actors().empty()) fail("an actor runs when all is over");

@@ -34,7 +34,8 @@ SimNode::SimNode(rt::SimLoop& loop, rt::Network& network, SimNodeOptions options
       pump_timer_(loop, [this] { pump(); }),
       client_(loop, network,
               [this] {
-                rpc::ClientOptions out{.address = options_.control_address, .key = options_.key, .release = options_.release};
+                rpc::ClientOptions out{
+                    .address = options_.control_address, .key = options_.key, .release = options_.release};
                 out.greet = [this](rpc::Client& client) { return greet(client); };
                 out.on_notify = [this](uint16_t topic, std::string body) { on_command(topic, body); };
                 return out;
@@ -57,7 +58,9 @@ AnyId SimNode::random_id() {
 
 void SimNode::start() { client_.start(); }
 
-rt::Task<void> SimNode::short_delay() { co_await rt::sleep_for(rt::Duration(loop_.random().below(3'000'000))); }
+rt::Task<void> SimNode::short_delay() {
+  co_await rt::sleep_for(rt::Duration(loop_.random().below(3'000'000)));
+}
 
 rt::Task<Result<void>> SimNode::greet(rpc::Client& client) {
   wire::RegisterNode message;
@@ -80,7 +83,8 @@ rt::Task<Result<void>> SimNode::greet(rpc::Client& client) {
   }
   rpc::CallOptions options;
   options.greeting = true;
-  Result<wire::RegisterNodeReply> reply = co_await rpc::call<wire::RegisterNodeReply>(client, ControlMethod::kRegisterNode, message, options);
+  Result<wire::RegisterNodeReply> reply =
+      co_await rpc::call<wire::RegisterNodeReply>(client, ControlMethod::kRegisterNode, message, options);
   if (reply) co_return Result<void>();
   refused_ = refused_ || reply.error().code == ErrorCode::kDenied;
   co_return reply.error();
@@ -90,7 +94,8 @@ rt::Task<void> SimNode::tell_control(ControlMethod method, std::string body) {
   const bool twice = loop_.random().chance(0.1);
   for (int i = 0; i < (twice ? 2 : 1); ++i) {
     Result<std::string> reply = co_await client_.call(static_cast<uint16_t>(method), body, until_answered());
-    if (!reply && reply.error().code == ErrorCode::kCorrupt) problem_ = "the control service does not understand: " + reply.error().message;
+    if (!reply && reply.error().code == ErrorCode::kCorrupt)
+      problem_ = "the control service does not understand: " + reply.error().message;
   }
 }
 
@@ -115,7 +120,8 @@ rt::Task<void> SimNode::drive(std::shared_ptr<Driver> driver) {
   request.key = loop_.random()();
   request.driver = {driver->id, id_};
   request.name_space = "ns";
-  Result<wire::RegisterJobReply> job = co_await rpc::call<wire::RegisterJobReply>(client_, ControlMethod::kRegisterJob, request, until_answered());
+  Result<wire::RegisterJobReply> job = co_await rpc::call<wire::RegisterJobReply>(
+      client_, ControlMethod::kRegisterJob, request, until_answered());
   if (!job) {
     problem_ = "a job cannot register: " + job.error().message;
     co_return;
@@ -149,8 +155,8 @@ rt::Task<void> SimNode::make_actor(std::shared_ptr<Driver> driver, uint32_t inde
   request.get_if_exists = index % 2 == 0;
   request.max_restarts = static_cast<int64_t>(index % 4) - 1;
   request.detached = index % 5 == 0 && !request.name.empty();
-  Result<wire::RegisterActorReply> reply =
-      co_await rpc::call<wire::RegisterActorReply>(client_, ControlMethod::kRegisterActor, request, until_answered());
+  Result<wire::RegisterActorReply> reply = co_await rpc::call<wire::RegisterActorReply>(
+      client_, ControlMethod::kRegisterActor, request, until_answered());
   if (!reply || reply->existed) co_return;  // the name is taken
   co_await short_delay();
   wire::PlaceActor place;
@@ -184,17 +190,20 @@ void SimNode::demand(Driver& driver) {
   const uint32_t wanted = std::min(kLeasesWanted, driver.left + driver.running);
   const int times = loop_.random().chance(0.1) ? 2 : 1;
   for (int i = 0; i < times; ++i)
-    scheduler_.demand(driver.number, 1, driver.job, {{"CPU", wire::kResourceUnit}}, "", "f", 0, wanted, driver.left, now_us());
+    scheduler_.demand(driver.number, 1, driver.job, {{"CPU", wire::kResourceUnit}}, "", "f", 0, wanted,
+                      driver.left, now_us());
 }
 
 rt::Task<void> SimNode::hold_lease(std::shared_ptr<Driver> driver, node::Grant grant) {
   co_await short_delay();
   driver->leases.insert(grant.lease);
-  while (driver->left > 0 && !driver->recalled.contains(grant.lease) && workers_.contains(grant.worker) && !driver->end.is_set()) {
+  while (driver->left > 0 && !driver->recalled.contains(grant.lease) && workers_.contains(grant.worker) &&
+         !driver->end.is_set()) {
     --driver->left;
     ++driver->running;
     co_await rt::sleep_for(rt::Duration(loop_.random().below(8'000'000)));
-    if (loop_.random().chance(options_.worker_crash_probability)) worker_died(grant.worker, DeathKind::kSignalled);
+    if (loop_.random().chance(options_.worker_crash_probability))
+      worker_died(grant.worker, DeathKind::kSignalled);
     --driver->running;
     if (workers_.contains(grant.worker)) {
       ++driver->plan->tasks_done;
@@ -237,7 +246,8 @@ rt::Task<void> SimNode::stop_worker(node::StopWorker stop) {
   if (stop.why == node::StopWorker::Why::kIdle && loop_.random().chance(0.1)) {
     scheduler_.exit_declined(stop.worker, now_us());
   } else {
-    worker_died(stop.worker, stop.why == node::StopWorker::Why::kIdle ? DeathKind::kIntended : DeathKind::kOwnerDied);
+    worker_died(stop.worker,
+                stop.why == node::StopWorker::Why::kIdle ? DeathKind::kIntended : DeathKind::kOwnerDied);
   }
   pump();
 }
@@ -264,7 +274,8 @@ void SimNode::worker_died(ProcessNumber worker, DeathKind kind) {
   pump();
 }
 
-void SimNode::report_death(const ActorId& actor, uint64_t incarnation, const WorkerId& worker, DeathKind kind) {
+void SimNode::report_death(const ActorId& actor, uint64_t incarnation, const WorkerId& worker,
+                           DeathKind kind) {
   wire::WorkerDied report;
   report.worker = {worker, id_};
   report.actor = actor;
@@ -290,13 +301,15 @@ void SimNode::on_command(uint16_t topic, const std::string& body) {
 
 void SimNode::start_actor(wire::StartActor order) {
   const ActorId id = order.spec.actor;
-  if (actors_.contains(id) || order.incarnation < may_start_[id]) return;  // told twice, or told to stop before
+  if (actors_.contains(id) || order.incarnation < may_start_[id])
+    return;  // told twice, or told to stop before
   Actor& actor = actors_[id];
   actor.incarnation = order.incarnation;
   actor.number = ++last_actor_;
   actor.order = std::move(order);
   const wire::ActorSpec& spec = actor.order.spec;
-  scheduler_.place_actor(actor.number, spec.job, spec.placement_resources, spec.resources, spec.runtime_env, spec.class_name, spec.detached, now_us());
+  scheduler_.place_actor(actor.number, spec.job, spec.placement_resources, spec.resources, spec.runtime_env,
+                         spec.class_name, spec.detached, now_us());
 }
 
 void SimNode::stop_actor(const wire::StopActor& order) {
@@ -316,7 +329,8 @@ void SimNode::stop_actor(const wire::StopActor& order) {
 rt::Task<void> SimNode::construct(ActorId id, uint64_t incarnation, ProcessNumber worker) {
   co_await rt::sleep_for(rt::Duration(loop_.random().below(30'000'000)));
   const auto found = actors_.find(id);
-  if (found == actors_.end() || found->second.incarnation != incarnation || !workers_.contains(worker)) co_return;
+  if (found == actors_.end() || found->second.incarnation != incarnation || !workers_.contains(worker))
+    co_return;
   if (loop_.random().chance(options_.worker_crash_probability)) {
     worker_died(worker, DeathKind::kSignalled);
     co_return;
@@ -348,7 +362,8 @@ void SimNode::pump() {
   pumping_ = true;
   node::Decisions decisions = scheduler_.decide(now_us());
   pumping_ = false;
-  if (std::string wrong = scheduler_.check(); !wrong.empty() && problem_.empty()) problem_ = "scheduler: " + wrong;
+  if (std::string wrong = scheduler_.check(); !wrong.empty() && problem_.empty())
+    problem_ = "scheduler: " + wrong;
   for (const node::StartWorker& start : decisions.starts) {
     starting_.insert(start.worker);
     tasks_.spawn(start_worker(start.worker));
@@ -361,7 +376,8 @@ void SimNode::pump() {
       if (problem_.empty()) problem_ = "a lease is granted to a process that is gone";
       continue;
     }
-    if (!workers_.contains(grant.worker) && problem_.empty()) problem_ = "a lease of a worker that does not run";
+    if (!workers_.contains(grant.worker) && problem_.empty())
+      problem_ = "a lease of a worker that does not run";
     tasks_.spawn(hold_lease(driver->second, grant));
   }
   for (const node::ActorPlacement& placement : decisions.placements) {

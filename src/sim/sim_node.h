@@ -28,11 +28,11 @@ struct SimNodeOptions {
 struct DriverPlan {
   uint32_t tasks{};
   uint32_t actors{};
-  bool stays{};           ///< ends only when told to
+  bool stays{};  ///< ends only when told to
   uint32_t tasks_done{};
   bool registered{};
   bool ended{};
-  bool lost{};            ///< its node crashed
+  bool lost{};  ///< its node crashed
 };
 
 class SimNode {
@@ -117,9 +117,9 @@ class SimNode {
   std::map<ProcessNumber, std::shared_ptr<Driver>> drivers_;  // shared with their coroutines
   std::map<ProcessNumber, WorkerId> workers_;                 // those that run
   std::set<ProcessNumber> starting_;
-  std::set<ProcessNumber> ended_early_;                       // stopped before they were up
+  std::set<ProcessNumber> ended_early_;  // stopped before they were up
   std::map<ActorId, Actor> actors_;
-  std::map<ActorId, uint64_t> may_start_;                     // the lowest incarnation that still may
+  std::map<ActorId, uint64_t> may_start_;  // the lowest incarnation that still may
   uint64_t last_actor_ = 0;
   rt::Timer pump_timer_;
   rpc::Client client_;

@@ -29,9 +29,10 @@ int main(int argc, char** argv) {
   }
   for (uint64_t seed = from; seed < from + seeds; ++seed) {
     const skate::sim::SimReport report = skate::sim::run_cluster(seed);
-    std::printf("seed %" PRIu64 ": %" PRIu64 " steps, %u tasks, %u actors, %u node and %u control crashes, %u cuts: %s\n", seed,
-                report.steps, report.tasks, report.actors, report.node_crashes, report.control_crashes, report.cuts,
-                report.problem.empty() ? "ok" : report.problem.c_str());
+    std::printf("seed %" PRIu64 ": %" PRIu64
+                " steps, %u tasks, %u actors, %u node and %u control crashes, %u cuts: %s\n",
+                seed, report.steps, report.tasks, report.actors, report.node_crashes, report.control_crashes,
+                report.cuts, report.problem.empty() ? "ok" : report.problem.c_str());
     if (!report.problem.empty()) {
       std::printf("FAILED with seed %" PRIu64 " of Skate " SKATE_VERSION "\n", seed);
       return 1;

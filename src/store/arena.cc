@@ -12,7 +12,7 @@
 namespace skate::store {
 namespace {
 
-constexpr uint32_t kSpillSample = 8192;   // entries looked at by one pick
+constexpr uint32_t kSpillSample = 8192;  // entries looked at by one pick
 constexpr size_t kSpillVictimsMax = 4096;
 
 uint64_t read(const Word& word) { return word.load(std::memory_order_acquire); }
@@ -41,17 +41,22 @@ ObjectId id_of(const Entry& entry) {
 }  // namespace
 
 Arena::Arena(ArenaOptions options, UniqueFd index_fd, UniqueFd data_fd, std::shared_ptr<Core> core)
-    : options_(options), index_fd_(std::move(index_fd)), data_fd_(std::move(data_fd)), core_(std::move(core)) {}
+    : options_(options),
+      index_fd_(std::move(index_fd)),
+      data_fd_(std::move(data_fd)),
+      core_(std::move(core)) {}
 Arena::~Arena() = default;
 
 Result<std::unique_ptr<Arena>> Arena::create(ArenaOptions options) {
   if (options.capacity_bytes == 0) options.capacity_bytes = default_capacity_bytes();
   options.capacity_bytes = options.capacity_bytes / kChunkBytes * kChunkBytes;
-  SKATE_TRY_ASSIGN(const Geometry geo, Geometry::plan(options.capacity_bytes, options.objects_max, options.clients_max));
+  SKATE_TRY_ASSIGN(const Geometry geo,
+                   Geometry::plan(options.capacity_bytes, options.objects_max, options.clients_max));
   SKATE_TRY_ASSIGN(UniqueFd index_fd, make_memfd("skate-index", geo.index_bytes));
   SKATE_TRY_ASSIGN(UniqueFd data_fd, make_memfd("skate-data", geo.capacity_bytes));
   {
-    SKATE_TRY_ASSIGN(const Mapping index, Mapping::map(index_fd.get(), geo.index_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE));
+    SKATE_TRY_ASSIGN(const Mapping index, Mapping::map(index_fd.get(), geo.index_bytes,
+                                                       PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE));
     const Region region(index.base(), geo);
     Superblock& super = region.super();
     super.capacity_bytes.store(geo.capacity_bytes, std::memory_order_relaxed);
@@ -71,7 +76,8 @@ Result<std::unique_ptr<Arena>> Arena::adopt(UniqueFd index_fd, UniqueFd data_fd,
 }
 
 Result<std::unique_ptr<Arena>> Arena::open(UniqueFd index_fd, UniqueFd data_fd, ArenaOptions options) {
-  SKATE_TRY_ASSIGN(auto core, Core::open(index_fd.get(), data_fd.get(), kDaemonSlot, CoreOptions{options.lock_timeout_ms}));
+  SKATE_TRY_ASSIGN(auto core, Core::open(index_fd.get(), data_fd.get(), kDaemonSlot,
+                                         CoreOptions{options.lock_timeout_ms}));
   return std::unique_ptr<Arena>(new Arena(options, std::move(index_fd), std::move(data_fd), std::move(core)));
 }
 
@@ -106,8 +112,8 @@ Result<uint32_t> Arena::attach_client(pid_t pid) {
     slots_high_ = std::max(slots_high_, slot);
     return slot;
   }
-  return Error{ErrorCode::kFull, "the object store has its limit of " + std::to_string(region.geo().clients_max - 1) +
-                                     " processes attached"};
+  return Error{ErrorCode::kFull, "the object store has its limit of " +
+                                     std::to_string(region.geo().clients_max - 1) + " processes attached"};
 }
 
 // Recovery. Each part may be stopped anywhere and run again: replaying old values, clearing a bit,
@@ -143,7 +149,8 @@ Result<void> Arena::recover_client(uint32_t slot) {
     if (std::find(lingering_.begin(), lingering_.end(), slot) == lingering_.end()) lingering_.push_back(slot);
     return {};
   }
-  for (uint32_t word = 0; word < region.geo().touch_words; ++word) area.touched[word].store(0, std::memory_order_relaxed);
+  for (uint32_t word = 0; word < region.geo().touch_words; ++word)
+    area.touched[word].store(0, std::memory_order_relaxed);
   area.attached.store(0, std::memory_order_release);
   return {};
 }
@@ -165,7 +172,8 @@ Result<void> Arena::release_entries(uint32_t slot, bool keep_pins) {
       if (state.state() == EntryState::kCreating && state.owner() == slot) core_->abandon(index, state);
       state.bits = entry.state.load(std::memory_order_seq_cst);
       if (state.doomed() && !core_->free_if_unpinned(index, state))
-        return Error{ErrorCode::kUnavailable, "the object store's lock is held; recover this client again later"};
+        return Error{ErrorCode::kUnavailable,
+                     "the object store's lock is held; recover this client again later"};
     }
   }
   return {};
@@ -176,7 +184,8 @@ bool Arena::return_leases(uint32_t slot) {
   for (const uint32_t pool : {Geometry::small_pool(slot), Geometry::large_pool(slot)}) {
     for (bool more = true; more;) {
       more = false;
-      const Core::Done done = core_->transact([&](Transaction& tx) { more = space.reclaim_one_of(tx, pool); });
+      const Core::Done done =
+          core_->transact([&](Transaction& tx) { more = space.reclaim_one_of(tx, pool); });
       if (done == Core::Done::kLocked) return false;
       if (done == Core::Done::kDamaged) break;  // what is in this pool stays there
     }

@@ -24,12 +24,12 @@ namespace skate::store {
 class Core;
 
 struct ArenaOptions {
-  uint64_t capacity_bytes = 0;       ///< rounded down to 64 KiB; 0: default_capacity_bytes()
+  uint64_t capacity_bytes = 0;  ///< rounded down to 64 KiB; 0: default_capacity_bytes()
   uint64_t objects_max = 1 << 20;
-  uint32_t clients_max = 1024;       ///< processes attached at a time, the daemon included
+  uint32_t clients_max = 1024;  ///< processes attached at a time, the daemon included
   uint64_t prefault_ahead_bytes = 256ull << 20;
-  uint64_t release_idle_ms = 60'000; ///< memory unused for one to two of these goes back to the system
-  uint64_t lease_idle_ms = 10'000;   ///< after this a client's free memory is everyone's
+  uint64_t release_idle_ms = 60'000;  ///< memory unused for one to two of these goes back to the system
+  uint64_t lease_idle_ms = 10'000;    ///< after this a client's free memory is everyone's
   uint64_t lock_timeout_ms = 50;
 };
 
@@ -142,8 +142,8 @@ class Arena {
 
   ArenaOptions options_;
   UniqueFd index_fd_, data_fd_;
-  std::shared_ptr<Core> core_;  // nobody else's: shared_ptr is what Core::open gives
-  uint32_t slots_high_ = 0;  // slots beyond were never used: looking at them would cost memory
+  std::shared_ptr<Core> core_;       // nobody else's: shared_ptr is what Core::open gives
+  uint32_t slots_high_ = 0;          // slots beyond were never used: looking at them would cost memory
   std::vector<uint32_t> lingering_;  // slots of the dead whose forked children live
 
   bool pressure_ = false;

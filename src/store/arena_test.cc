@@ -39,7 +39,8 @@ TEST(Arena, CannotBeShrunkAndCostsNothingWhenIdle) {
   EXPECT_NE(::ftruncate(arena->data_fd(), 0), 0);
   EXPECT_NE(::ftruncate(arena->index_fd(), 0), 0);
   EXPECT_EQ(arena->stats().resident_bytes, 0u);
-  struct stat index{}, data{};
+  struct stat index {
+  }, data{};
   ASSERT_EQ(::fstat(arena->index_fd(), &index), 0);
   ASSERT_EQ(::fstat(arena->data_fd(), &data), 0);
   EXPECT_LT(index.st_blocks * 512, 256 << 10);
@@ -116,7 +117,7 @@ TEST(ArenaStep, MemoryUnusedForAMinuteGoesBackAndContentsInUseStay) {
   EXPECT_EQ(arena->stats().resident_bytes, 22u << 20);  // still the client's, warm
   for (uint64_t at = start + 5000; at <= start + 200'000; at += 5000) settle(*arena, at);
   EXPECT_EQ(arena->stats().resident_bytes, 6u << 20);
-  struct stat data{};
+  struct stat data {};
   ASSERT_EQ(::fstat(arena->data_fd(), &data), 0);
   EXPECT_EQ(data.st_blocks * 512, 6 << 20);
   auto view = client.get(id_of(3));

@@ -122,6 +122,8 @@ MemoryFacts read_memory_facts() {
   return facts;
 }
 
-uint64_t default_capacity_bytes() { return std::max<uint64_t>(capacity_bytes_for(read_memory_facts()), 65536); }
+uint64_t default_capacity_bytes() {
+  return std::max<uint64_t>(capacity_bytes_for(read_memory_facts()), 65536);
+}
 
 }  // namespace skate::store

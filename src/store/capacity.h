@@ -16,7 +16,8 @@ std::optional<uint64_t> parse_meminfo_bytes(std::string_view meminfo, std::strin
 std::optional<uint64_t> parse_cgroup_limit_bytes(std::string_view text);
 /// The files that may hold a limit for a process whose /proc/self/cgroup reads `cgroups`, the group's
 /// ancestors included.
-std::vector<std::string> cgroup_limit_files(std::string_view cgroups, const std::string& mount = "/sys/fs/cgroup");
+std::vector<std::string> cgroup_limit_files(std::string_view cgroups,
+                                            const std::string& mount = "/sys/fs/cgroup");
 
 struct MemoryFacts {
   std::optional<uint64_t> available_bytes;

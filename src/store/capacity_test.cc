@@ -33,8 +33,9 @@ TEST(Capacity, LooksAtAGroupAndItsAncestors) {
             (std::vector<std::string>{"/m/user.slice/job/memory.max", "/m/unified/user.slice/job/memory.max",
                                       "/m/user.slice/memory.max", "/m/unified/user.slice/memory.max",
                                       "/m/memory.max", "/m/unified/memory.max"}));
-  EXPECT_EQ(cgroup_limit_files("9:name=systemd:/\n4:cpu,memory:/a\n3:cpuset:/\n", "/m"),
-            (std::vector<std::string>{"/m/memory/a/memory.limit_in_bytes", "/m/memory/memory.limit_in_bytes"}));
+  EXPECT_EQ(
+      cgroup_limit_files("9:name=systemd:/\n4:cpu,memory:/a\n3:cpuset:/\n", "/m"),
+      (std::vector<std::string>{"/m/memory/a/memory.limit_in_bytes", "/m/memory/memory.limit_in_bytes"}));
   EXPECT_TRUE(cgroup_limit_files("nonsense\n::\n4:memory:relative\n", "/m").empty());
 }
 

@@ -40,7 +40,7 @@ pid_t fork_child() {
 }
 
 uint64_t file_bytes(int fd) {
-  struct stat status{};
+  struct stat status {};
   EXPECT_EQ(::fstat(fd, &status), 0);
   return static_cast<uint64_t>(status.st_size);
 }
@@ -83,7 +83,8 @@ class Snapshot {
 
 /// Runs `operations` in a child with a client of its own, one instruction at a time between its two
 /// stops, and calls `at_each` after each. Returns how many there were.
-long single_step(Arena& arena, uint32_t slot, const std::function<void(Client&, const std::function<void()>&)>& operations,
+long single_step(Arena& arena, uint32_t slot,
+                 const std::function<void(Client&, const std::function<void()>&)>& operations,
                  const std::function<void()>& at_each) {
   const pid_t child = fork_child();
   if (child == 0) {
@@ -156,7 +157,8 @@ TEST_P(EveryInstruction, LeavesNothingTorn) {
     if (!sound || expected != 0 || copy->stats().corruptions_total != 0) {
       ++failures;
       if (first_failure.empty())
-        first_failure = "step " + std::to_string(step) + ": " + (sound ? "unsealed objects are left" : sound.error().message);
+        first_failure = "step " + std::to_string(step) + ": " +
+                        (sound ? "unsealed objects are left" : sound.error().message);
     }
   });
   EXPECT_GT(steps, 200);
@@ -166,48 +168,66 @@ TEST_P(EveryInstruction, LeavesNothingTorn) {
   EXPECT_SOUND(*arena, true);
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    Operations, EveryInstruction,
-    ::testing::Values(
-        Scenario{"create", nullptr, [](Client& client, const auto& start) { start(); auto w = client.create(id_of(1), 5000); start(); }},
-        Scenario{"create_large", nullptr, [](Client& client, const auto& start) { start(); auto w = client.create(id_of(1), 1 << 20); start(); }},
-        Scenario{"seal", nullptr,
-                 [](Client& client, const auto& start) {
-                   auto w = client.create(id_of(1), 5000);
-                   start();
-                   (void)client.seal(std::move(*w));
-                   start();
-                 }},
-        Scenario{"abandon", nullptr,
-                 [](Client& client, const auto& start) {
-                   auto w = client.create(id_of(1), 70'000);
-                   start();
-                   { Writable gone = std::move(*w); }
-                   start();
-                 }},
-        Scenario{"erase", nullptr, [](Client& client, const auto& start) { start(); client.erase(id_of(102)); start(); }},
-        Scenario{"get_and_unpin", nullptr, [](Client& client, const auto& start) { start(); { auto view = client.get(id_of(102)); } start(); }},
-        Scenario{"last_unpin_of_an_erased_object", nullptr,
-                 [](Client& client, const auto& start) {
-                   auto view = client.get(id_of(102));
-                   client.erase(id_of(102));
-                   start();
-                   view.reset();
-                   start();
-                 }},
-        Scenario{"reclaim_from_others",
-                 [](Arena& arena) {
-                   Client hoarder = attach(arena);
-                   EXPECT_TRUE(put(hoarder, id_of(7), 1 << 20).ok());
-                   hoarder.erase(id_of(7));
-                 },
-                 [](Client& client, const auto& start) {
-                   auto a = client.create(id_of(1), 900'000);
-                   start();
-                   auto b = client.create(id_of(2), 900'000);
-                   start();
-                 }}),
-    [](const auto& info) { return std::string(info.param.name); });
+INSTANTIATE_TEST_SUITE_P(Operations, EveryInstruction,
+                         ::testing::Values(Scenario{"create", nullptr,
+                                                    [](Client& client, const auto& start) {
+                                                      start();
+                                                      auto w = client.create(id_of(1), 5000);
+                                                      start();
+                                                    }},
+                                           Scenario{"create_large", nullptr,
+                                                    [](Client& client, const auto& start) {
+                                                      start();
+                                                      auto w = client.create(id_of(1), 1 << 20);
+                                                      start();
+                                                    }},
+                                           Scenario{"seal", nullptr,
+                                                    [](Client& client, const auto& start) {
+                                                      auto w = client.create(id_of(1), 5000);
+                                                      start();
+                                                      (void)client.seal(std::move(*w));
+                                                      start();
+                                                    }},
+                                           Scenario{"abandon", nullptr,
+                                                    [](Client& client, const auto& start) {
+                                                      auto w = client.create(id_of(1), 70'000);
+                                                      start();
+                                                      { Writable gone = std::move(*w); }
+                                                      start();
+                                                    }},
+                                           Scenario{"erase", nullptr,
+                                                    [](Client& client, const auto& start) {
+                                                      start();
+                                                      client.erase(id_of(102));
+                                                      start();
+                                                    }},
+                                           Scenario{"get_and_unpin", nullptr,
+                                                    [](Client& client, const auto& start) {
+                                                      start();
+                                                      { auto view = client.get(id_of(102)); }
+                                                      start();
+                                                    }},
+                                           Scenario{"last_unpin_of_an_erased_object", nullptr,
+                                                    [](Client& client, const auto& start) {
+                                                      auto view = client.get(id_of(102));
+                                                      client.erase(id_of(102));
+                                                      start();
+                                                      view.reset();
+                                                      start();
+                                                    }},
+                                           Scenario{"reclaim_from_others",
+                                                    [](Arena& arena) {
+                                                      Client hoarder = attach(arena);
+                                                      EXPECT_TRUE(put(hoarder, id_of(7), 1 << 20).ok());
+                                                      hoarder.erase(id_of(7));
+                                                    },
+                                                    [](Client& client, const auto& start) {
+                                                      auto a = client.create(id_of(1), 900'000);
+                                                      start();
+                                                      auto b = client.create(id_of(2), 900'000);
+                                                      start();
+                                                    }}),
+                         [](const auto& info) { return std::string(info.param.name); });
 
 // The load of one child: everything, on ids shared with the others, until it is killed.
 [[noreturn]] void run_until_killed(int index_fd, int data_fd, uint32_t slot, uint64_t seed) {
@@ -271,7 +291,8 @@ TEST(Crash, ThousandsOfClientsKilledAtRandomMomentsUnderLoad) {
     ::kill(victim.pid, SIGKILL);
     int status = 0;
     ::waitpid(victim.pid, &status, 0);
-    ASSERT_TRUE(WIFSIGNALED(status)) << "a client saw wrong contents or failed to open: exit " << WEXITSTATUS(status);
+    ASSERT_TRUE(WIFSIGNALED(status)) << "a client saw wrong contents or failed to open: exit "
+                                     << WEXITSTATUS(status);
     ++kills;
     while (true) {
       const auto recovered = arena->recover_client(victim.slot);
@@ -281,7 +302,8 @@ TEST(Crash, ThousandsOfClientsKilledAtRandomMomentsUnderLoad) {
     arena->step(kills);
     if (kills % 16 != 0) continue;
     const auto sound = arena->verify(false);
-    ASSERT_TRUE(sound.ok() || sound.error().code == ErrorCode::kUnavailable) << sound.error().message << " after " << kills << " kills";
+    ASSERT_TRUE(sound.ok() || sound.error().code == ErrorCode::kUnavailable)
+        << sound.error().message << " after " << kills << " kills";
     for (uint64_t i = 0; i < 64; ++i) {
       if (auto view = reader.get(id_of(i))) {
         ASSERT_TRUE(holds(view->data(), view->size(), id_of(i))) << "after " << kills << " kills";
@@ -354,7 +376,8 @@ TEST(Crash, TheLockOfADeadClientIsReleasedAndAWaiterHasAnEnd) {
   Client waiter = attach(*arena, ClientOptions{20});
   const auto slot = arena->attach_client(4711);
   ASSERT_TRUE(slot.ok());
-  auto mapping = Mapping::map(arena->index_fd(), file_bytes(arena->index_fd()), PROT_READ | PROT_WRITE, MAP_SHARED);
+  auto mapping =
+      Mapping::map(arena->index_fd(), file_bytes(arena->index_fd()), PROT_READ | PROT_WRITE, MAP_SHARED);
   ASSERT_TRUE(mapping.ok());
   SharedLock lock(reinterpret_cast<Superblock*>(mapping->base())->lock, *slot);
   ASSERT_TRUE(lock.acquire(0));

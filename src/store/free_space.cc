@@ -6,7 +6,7 @@
 namespace skate::store {
 namespace {
 
-constexpr uint32_t kFitTries = 8;      // blocks of the object's own bin that are looked at
+constexpr uint32_t kFitTries = 8;        // blocks of the object's own bin that are looked at
 constexpr uint32_t kSegmentChunks = 64;  // 4 MiB: what a client leases for small objects at a time
 constexpr uint64_t kLow32 = 0xFFFFFFFF;
 
@@ -54,8 +54,8 @@ uint64_t FreeSpace::block_bytes(uint32_t granule) const {
 }
 
 bool FreeSpace::valid(Transaction& tx, uint32_t granule, Head head) const {
-  const bool ok = head.granules > 0 && uint64_t{granule} + head.granules <= geo_.granules &&
-                  head.pool < geo_.pools;
+  const bool ok =
+      head.granules > 0 && uint64_t{granule} + head.granules <= geo_.granules && head.pool < geo_.pools;
   if (!ok) tx.fail();
   return ok;
 }
@@ -271,8 +271,7 @@ void FreeSpace::unlink(Transaction& tx, uint32_t granule) {
   } else {
     if (read(pool.heads[bin]) != uint64_t{granule} + 1) return tx.fail();
     tx.set(pool.heads[bin], next);
-    if (next == 0)
-      tx.set(pool.bitmap[bin / 64], read(pool.bitmap[bin / 64]) & ~(uint64_t{1} << (bin % 64)));
+    if (next == 0) tx.set(pool.bitmap[bin / 64], read(pool.bitmap[bin / 64]) & ~(uint64_t{1} << (bin % 64)));
   }
   if (head.pool == Geometry::kCentralPool)
     tx.add(region_.super().central_free_granules, ~uint64_t{head.granules} + 1);

@@ -20,8 +20,10 @@ constexpr uint64_t kClientsMax = 16384;
 
 Result<Geometry> Geometry::plan(uint64_t capacity_bytes, uint64_t objects_max, uint64_t clients_max) {
   if (capacity_bytes < kChunkBytes || capacity_bytes > kCapacityMax || capacity_bytes % kChunkBytes != 0)
-    return Error{ErrorCode::kInvalid, "object store capacity must be a multiple of 64 KiB between 64 KiB "
-                                      "and 1 TiB, not " + std::to_string(capacity_bytes) + " bytes"};
+    return Error{ErrorCode::kInvalid,
+                 "object store capacity must be a multiple of 64 KiB between 64 KiB "
+                 "and 1 TiB, not " +
+                     std::to_string(capacity_bytes) + " bytes"};
   if (objects_max < 1 || objects_max > kObjectsMax)
     return Error{ErrorCode::kInvalid, "objects_max must be between 1 and 16777216"};
   if (clients_max < 2 || clients_max > kClientsMax)
@@ -64,7 +66,8 @@ Result<Geometry> Geometry::plan(uint64_t capacity_bytes, uint64_t objects_max, u
 
 bool Region::is_transactional(uint64_t offset) const {
   if (offset % 8 != 0 || offset + 8 > geo_.index_bytes) return false;
-  const bool in_super = offset >= offsetof(Superblock, free_entry) && offset < offsetof(Superblock, large_fresh);
+  const bool in_super =
+      offset >= offsetof(Superblock, free_entry) && offset < offsetof(Superblock, large_fresh);
   const bool in_index = offset >= geo_.buckets_at && offset < geo_.pins_at;
   const bool in_pools = offset >= geo_.pools_at && offset < geo_.resident_at;
   const bool in_blocks = offset >= geo_.blocks_at;
@@ -90,8 +93,7 @@ HashPlace hash_place(const std::array<uint64_t, 4>& words, uint32_t buckets) {
   uint64_t h2 = (h ^ 0xA0761D6478BD642Full) * 0xE7037ED1A0B428DBull;
   h2 ^= h2 >> 29;
   const uint32_t mask = buckets - 1;
-  return {static_cast<uint32_t>(h) & mask, static_cast<uint32_t>(h2) & mask,
-          static_cast<uint32_t>(h2 >> 32)};
+  return {static_cast<uint32_t>(h) & mask, static_cast<uint32_t>(h2) & mask, static_cast<uint32_t>(h2 >> 32)};
 }
 
 uint64_t coarse_ms() {

@@ -23,10 +23,10 @@ static_assert(Word::is_always_lock_free, "shared memory needs lock-free words");
 static_assert(sizeof(Word) == 8, "the index is counted in 8-byte words");
 
 inline constexpr uint64_t kMagic = 0x31305245'54414B53ull;  // "SKATER01", little-endian
-inline constexpr uint64_t kChunkBytes = 64 * 1024;   ///< unit of leases, of reserving and of releasing
-inline constexpr uint64_t kLargeBytes = 1024 * 1024; ///< from here on an object is an extent of its own
+inline constexpr uint64_t kChunkBytes = 64 * 1024;          ///< unit of leases, of reserving and of releasing
+inline constexpr uint64_t kLargeBytes = 1024 * 1024;  ///< from here on an object is an extent of its own
 inline constexpr uint32_t kDaemonSlot = 0;
-inline constexpr uint32_t kBucketWidth = 8;          ///< one cache line of slots
+inline constexpr uint32_t kBucketWidth = 8;  ///< one cache line of slots
 inline constexpr uint32_t kUndoMax = 256;
 inline constexpr uint32_t kPoolBins = 100;
 inline constexpr uint32_t kEntriesPerTouchBit = 1024;
@@ -69,8 +69,8 @@ struct Superblock {
 
 struct Entry {
   Word state;
-  Word id[4];  ///< 28 bytes and four of zero
-  Word offset; ///< of the bytes in the data file; in a free entry the next free one + 1
+  Word id[4];   ///< 28 bytes and four of zero
+  Word offset;  ///< of the bytes in the data file; in a free entry the next free one + 1
   Word size_bytes;
   Word touched_ms;
 };
@@ -78,10 +78,10 @@ static_assert(sizeof(Entry) == 64, "one cache line");
 
 /// Memory is a row of blocks. The record of a block is the one of its first granule.
 struct Block {
-  Word head;   ///< kind (2 bits), pool (24 bits), size in granules (32 bits)
-  Word behind; ///< size of the block before it (32 bits), second in which it became free (32 bits)
-  Word links;  ///< in a free block: next and previous block of its bin, each granule + 1
-  Word entry;  ///< in a used block: the entry it belongs to, + 1
+  Word head;    ///< kind (2 bits), pool (24 bits), size in granules (32 bits)
+  Word behind;  ///< size of the block before it (32 bits), second in which it became free (32 bits)
+  Word links;   ///< in a free block: next and previous block of its bin, each granule + 1
+  Word entry;   ///< in a used block: the entry it belongs to, + 1
 };
 
 struct Pool {
@@ -92,17 +92,17 @@ struct Pool {
 static_assert(sizeof(Pool) % 64 == 0, "whole cache lines");
 
 struct UndoRecord {
-  Word at;   ///< byte offset in the index
+  Word at;  ///< byte offset in the index
   Word old;
 };
 
 struct ClientArea {
-  Word attached;    ///< 1 while a process may own it, 2 while only its forked children keep its pins
+  Word attached;  ///< 1 while a process may own it, 2 while only its forked children keep its pins
   Word pid;
   Word undo_count;  ///< non-zero exactly while a transaction has written something
   uint64_t reserved_[5];
   UndoRecord undo[kUndoMax];
-  Word touched[];   ///< a bit for each group of entries that the client may have pinned or created in
+  Word touched[];  ///< a bit for each group of entries that the client may have pinned or created in
 };
 
 /// Where everything lies; computed, never read from shared memory.

@@ -17,12 +17,12 @@
 namespace skate::store {
 namespace {
 
-constexpr uint32_t kSweepEntries = 4096;     // looked at by one step
-constexpr uint32_t kWalkBlocks = 512;        // looked at under one hold of the lock
-constexpr uint32_t kWalkRestartsMax = 4;     // a pass that the arena keeps changing under is given up
-constexpr uint32_t kReleaseChunks = 512;     // 32 MiB: some milliseconds of hole punching
-constexpr uint32_t kPrefaultChunks = 32;     // 2 MiB: one or two milliseconds of zeroing
-constexpr uint64_t kFreshForMs = 10'000;     // growth this recent is worth fetching memory ahead for
+constexpr uint32_t kSweepEntries = 4096;  // looked at by one step
+constexpr uint32_t kWalkBlocks = 512;     // looked at under one hold of the lock
+constexpr uint32_t kWalkRestartsMax = 4;  // a pass that the arena keeps changing under is given up
+constexpr uint32_t kReleaseChunks = 512;  // 32 MiB: some milliseconds of hole punching
+constexpr uint32_t kPrefaultChunks = 32;  // 2 MiB: one or two milliseconds of zeroing
+constexpr uint64_t kFreshForMs = 10'000;  // growth this recent is worth fetching memory ahead for
 constexpr uint64_t kBusyMs = 1, kIdleMs = 1000;
 
 uint64_t read(const Word& word) { return word.load(std::memory_order_acquire); }
@@ -96,7 +96,8 @@ bool Arena::walk_step(uint64_t now_ms) {
       if (next < region.geo().granules)
         after += std::min(FreeSpace::head_of(region.block(next)).granules, region.geo().granules - next);
       if (head.kind == FreeSpace::Kind::kFree) {
-        const Visit visit = pass_ == Pass::kLeases ? visit_lease(walk_granule_, now_ms) : visit_release(walk_granule_);
+        const Visit visit =
+            pass_ == Pass::kLeases ? visit_lease(walk_granule_, now_ms) : visit_release(walk_granule_);
         if (visit == Visit::kStop) break;
         if (next < region.geo().granules &&
             FreeSpace::head_of(region.block(next)).kind == FreeSpace::Kind::kNone)
@@ -114,7 +115,8 @@ bool Arena::walk_step(uint64_t now_ms) {
   if (walk_granule_ < region.geo().granules) return true;
   if (pass_ == Pass::kRelease) {
     core_->residency().forget_recent();
-    release_due_ms_ = now_ms + (pressure_ ? std::min<uint64_t>(options_.release_idle_ms, 1000) : options_.release_idle_ms);
+    release_due_ms_ =
+        now_ms + (pressure_ ? std::min<uint64_t>(options_.release_idle_ms, 1000) : options_.release_idle_ms);
   } else {
     leases_due_ms_ = now_ms + options_.lease_idle_ms / 2;
   }
@@ -183,8 +185,9 @@ bool Arena::prefault_step(uint64_t now_ms) {
     if (!block) return false;
     const uint32_t unit = region.geo().chunk_granules;
     const uint32_t begin = *block / unit;
-    const uint32_t ahead = static_cast<uint32_t>(std::min<uint64_t>(
-        options_.prefault_ahead_bytes / kChunkBytes, FreeSpace::head_of(region.block(*block)).granules / unit));
+    const uint32_t ahead =
+        static_cast<uint32_t>(std::min<uint64_t>(options_.prefault_ahead_bytes / kChunkBytes,
+                                                 FreeSpace::head_of(region.block(*block)).granules / unit));
     uint32_t first = begin;
     while (first < begin + ahead && core_->residency().resident(first)) ++first;
     if (first == begin + ahead) return false;
@@ -199,9 +202,11 @@ bool Arena::prefault_step(uint64_t now_ms) {
 }
 
 bool Arena::prefault_held() {
-  const uint64_t at = uint64_t{held_->first_chunk} * kChunkBytes, bytes = uint64_t{held_->chunks} * kChunkBytes;
+  const uint64_t at = uint64_t{held_->first_chunk} * kChunkBytes,
+                 bytes = uint64_t{held_->chunks} * kChunkBytes;
   if (!core_->residency().reserve(at, bytes)) return false;
-  void* memory = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, data_fd_.get(), static_cast<off_t>(at));
+  void* memory =
+      ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, data_fd_.get(), static_cast<off_t>(at));
   if (memory == MAP_FAILED) return false;
   (void)::madvise(memory, bytes, MADV_POPULATE_WRITE);  // zeroes the pages; the memory itself is reserved
   ::munmap(memory, bytes);
@@ -222,7 +227,8 @@ bool Arena::hold(uint32_t block, uint32_t first_chunk, uint32_t chunks) {
 }
 
 bool Arena::give_back_held() {
-  const Core::Done done = core_->transact([&](Transaction& tx) { core_->free_space().free(tx, held_->granule); });
+  const Core::Done done =
+      core_->transact([&](Transaction& tx) { core_->free_space().free(tx, held_->granule); });
   if (done == Core::Done::kLocked) return false;
   held_.reset();
   return true;

@@ -40,10 +40,11 @@ Result<bool> Residency::reserve(uint64_t offset, uint64_t bytes) const {
     uint32_t end = chunk + 1;
     while (end <= last && !resident(end) && end - chunk < kReleaseStepChunks) ++end;
     const uint64_t at = chunk * kChunkBytes, size = (end - chunk) * kChunkBytes;
-    while (::fallocate(data_fd_, FALLOC_FL_KEEP_SIZE, static_cast<off_t>(at), static_cast<off_t>(size)) != 0) {
+    while (::fallocate(data_fd_, FALLOC_FL_KEEP_SIZE, static_cast<off_t>(at), static_cast<off_t>(size)) !=
+           0) {
       if (errno == EINTR) continue;
-      const Error cause = errno_error("the system has no memory for " + std::to_string(bytes) +
-                                      " bytes of the object store");
+      const Error cause =
+          errno_error("the system has no memory for " + std::to_string(bytes) + " bytes of the object store");
       return Error{ErrorCode::kFull, cause.message};
     }
     mark_resident(chunk, end - chunk);
@@ -58,7 +59,8 @@ Result<void> Residency::release(uint32_t first_chunk, uint32_t chunks) const {
     region_.resident(word).fetch_and(~mask, std::memory_order_release);
   });
   if (::fallocate(data_fd_, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
-                  static_cast<off_t>(first_chunk * kChunkBytes), static_cast<off_t>(chunks * kChunkBytes)) != 0)
+                  static_cast<off_t>(first_chunk * kChunkBytes),
+                  static_cast<off_t>(chunks * kChunkBytes)) != 0)
     return errno_error("releasing memory of the object store");
   return {};
 }
@@ -73,7 +75,8 @@ void Residency::mark_recent(uint32_t first_chunk, uint32_t chunks) const {
   chunks = std::min(chunks, region_.geo().chunks - first_chunk);
   each_word(first_chunk, chunks, [this](uint32_t word, uint64_t mask) {
     Word& recent = region_.recent(word);
-    if ((recent.load(std::memory_order_relaxed) & mask) != mask) recent.fetch_or(mask, std::memory_order_relaxed);
+    if ((recent.load(std::memory_order_relaxed) & mask) != mask)
+      recent.fetch_or(mask, std::memory_order_relaxed);
   });
 }
 

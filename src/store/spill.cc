@@ -89,13 +89,14 @@ Result<UniqueFd> Spill::open_file() const {
 }
 
 Result<void> Spill::check_room(uint64_t bytes) const {
-  struct statvfs disk{};
-  if (::statvfs(options_.directory.c_str(), &disk) != 0) return errno_error("asking for room in " + options_.directory);
+  struct statvfs disk {};
+  if (::statvfs(options_.directory.c_str(), &disk) != 0)
+    return errno_error("asking for room in " + options_.directory);
   const uint64_t free = uint64_t{disk.f_bavail} * disk.f_frsize;
   if (free >= options_.disk_bytes_min_free && free - options_.disk_bytes_min_free >= bytes) return {};
-  return Error{ErrorCode::kFull, "no room to spill " + std::to_string(bytes) + " bytes: the disk of " + options_.directory +
-                                     " has " + std::to_string(free) + " bytes free, of which " +
-                                     std::to_string(options_.disk_bytes_min_free) +
+  return Error{ErrorCode::kFull, "no room to spill " + std::to_string(bytes) + " bytes: the disk of " +
+                                     options_.directory + " has " + std::to_string(free) +
+                                     " bytes free, of which " + std::to_string(options_.disk_bytes_min_free) +
                                      " are kept free; free objects, or give a larger spill directory"};
 }
 
@@ -137,13 +138,14 @@ Result<void> Spill::write(std::span<const SpillItem> items) {
   if (outcome.ok()) {
     for (size_t i = 0; i < items.size() && outcome.ok(); ++i)
       for (size_t k = 0; k < i; ++k)
-        if (items[i].id == items[k].id) outcome = Error{ErrorCode::kExists, "object " + items[i].id.hex() + " is given twice"};
+        if (items[i].id == items[k].id)
+          outcome = Error{ErrorCode::kExists, "object " + items[i].id.hex() + " is given twice"};
   }
   if (!outcome) {
     for (const Written& piece : written) release(plan_.cancel(piece.place));
     if (outcome.error().code == ErrorCode::kFull)
-      return Error{ErrorCode::kFull, "no room to spill " + std::to_string(bytes) + " bytes in " + options_.directory + ": " +
-                                         outcome.error().message};
+      return Error{ErrorCode::kFull, "no room to spill " + std::to_string(bytes) + " bytes in " +
+                                         options_.directory + ": " + outcome.error().message};
     return outcome;
   }
   for (size_t i = 0; i < items.size(); ++i) {
@@ -167,11 +169,12 @@ Result<void> Spill::read(const ObjectId& id, std::span<uint8_t> into) const {
     checksum = checksums_.at(id);
   }
   if (into.size() != place.bytes)
-    return Error{ErrorCode::kInvalid, "object " + id.hex() + " has " + std::to_string(place.bytes) + " bytes on disk, not " +
-                                          std::to_string(into.size())};
+    return Error{ErrorCode::kInvalid, "object " + id.hex() + " has " + std::to_string(place.bytes) +
+                                          " bytes on disk, not " + std::to_string(into.size())};
   SKATE_TRY(read_all(file->get(), into.data(), place.bytes, place.offset));
   if (spill_checksum(into) != checksum)
-    return Error{ErrorCode::kCorrupt, "object " + id.hex() + " came back from disk in " + options_.directory + " damaged"};
+    return Error{ErrorCode::kCorrupt,
+                 "object " + id.hex() + " came back from disk in " + options_.directory + " damaged"};
   std::lock_guard lock(mutex_);
   read_bytes_ += place.bytes;
   return {};

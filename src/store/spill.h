@@ -23,8 +23,8 @@
 namespace skate::store {
 
 struct SpillOptions {
-  std::string directory;                  ///< of the session; must exist
-  uint64_t file_bytes_max = 1ull << 30;   ///< a file takes objects until it holds this much
+  std::string directory;                       ///< of the session; must exist
+  uint64_t file_bytes_max = 1ull << 30;        ///< a file takes objects until it holds this much
   uint64_t disk_bytes_min_free = 64ull << 20;  ///< never fill the disk further than this
 };
 
@@ -56,7 +56,8 @@ class Spill {
   SpillStats stats() const;
 
  private:
-  explicit Spill(SpillOptions options) : options_(std::move(options)), plan_(SpillPlanOptions{options_.file_bytes_max}) {}
+  explicit Spill(SpillOptions options)
+      : options_(std::move(options)), plan_(SpillPlanOptions{options_.file_bytes_max}) {}
   Result<UniqueFd> open_file() const;
   Result<void> check_room(uint64_t bytes) const;
   void release(const SpillPlan::Garbage& garbage);

@@ -50,9 +50,9 @@ class SpillPlan {
 
  private:
   struct File {
-    uint64_t end = 0;       // where the next object goes
+    uint64_t end = 0;  // where the next object goes
     uint64_t live_bytes = 0;
-    uint64_t pieces = 0;    // reservations and objects in it
+    uint64_t pieces = 0;  // reservations and objects in it
   };
   static uint64_t rounded(uint64_t bytes);
   Garbage drop(const SpillPlace& place);

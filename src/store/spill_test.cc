@@ -79,7 +79,8 @@ TEST(SpillPlan, PlacesNeverOverlap) {
     const auto made = plan.reserve(random() % 50'000);
     for (const auto& [number, other] : live) {
       if (other.file != made.place.file) continue;
-      ASSERT_TRUE(made.place.offset >= other.offset + other.bytes || other.offset >= made.place.offset + made.place.bytes);
+      ASSERT_TRUE(made.place.offset >= other.offset + other.bytes ||
+                  other.offset >= made.place.offset + made.place.bytes);
     }
     plan.record(id_of(i), made.place);
     live[i] = made.place;
@@ -150,13 +151,15 @@ TEST(Spill, AWriteThatFailsHalfWayIsUndone) {
   auto spill = Spill::open({folder.path(), 1 << 20, 0});
   ASSERT_TRUE(spill.ok());
   const auto data = contents(id_of(1), 5000);
-  const std::vector<SpillItem> items{{id_of(1), data.data(), data.size()}, {id_of(2), nullptr, 5000}};  // EFAULT
+  const std::vector<SpillItem> items{{id_of(1), data.data(), data.size()},
+                                     {id_of(2), nullptr, 5000}};  // EFAULT
   const auto done = (*spill)->write(items);
   ASSERT_FALSE(done.ok());
   EXPECT_EQ(done.error().code, ErrorCode::kIo);
   EXPECT_EQ((*spill)->stats().objects, 0u);
   EXPECT_EQ((*spill)->stats().files, 0u);
-  const std::vector<SpillItem> twice{{id_of(1), data.data(), data.size()}, {id_of(1), data.data(), data.size()}};
+  const std::vector<SpillItem> twice{{id_of(1), data.data(), data.size()},
+                                     {id_of(1), data.data(), data.size()}};
   EXPECT_EQ((*spill)->write(twice).error().code, ErrorCode::kExists);
   EXPECT_EQ((*spill)->stats().files, 0u);
 }

@@ -63,15 +63,18 @@ Stage set_up() {
   for (uint8_t i = 0; i < 12; ++i) {
     auto object = stage.clients[i % 2].create(id_of(i), i % 5 == 0 ? 300'000 : 1000u * i);
     require(object.ok());
-    if (i == 11) stage.half_made.push_back(std::move(*object));
-    else require(stage.clients[i % 2].seal(std::move(*object)).ok());
+    if (i == 11)
+      stage.half_made.push_back(std::move(*object));
+    else
+      require(stage.clients[i % 2].seal(std::move(*object)).ok());
   }
   for (uint8_t i = 0; i < 3; ++i) stage.views.push_back(*stage.clients[0].get(id_of(i)));
   stage.clients[1].erase(id_of(1));
   stage.clients[1].erase(id_of(6));
-  struct stat status{};
+  struct stat status {};
   ::fstat(stage.arena->index_fd(), &status);
-  auto index = Mapping::map(stage.arena->index_fd(), static_cast<size_t>(status.st_size), PROT_READ | PROT_WRITE, MAP_SHARED);
+  auto index = Mapping::map(stage.arena->index_fd(), static_cast<size_t>(status.st_size),
+                            PROT_READ | PROT_WRITE, MAP_SHARED);
   require(index.ok());
   stage.index = std::move(*index);
   return stage;
@@ -83,7 +86,15 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   Stage stage = set_up();
   const Geometry geo = *Geometry::plan(4 << 20, 64, 4);
   // Nine bytes each: where (spread over the sections that hold something), and what.
-  const uint64_t sections[] = {0, geo.buckets_at, geo.entries_at, geo.pins_at, geo.clients_at, geo.pools_at, geo.resident_at, geo.blocks_at, geo.index_bytes};
+  const uint64_t sections[] = {0,
+                               geo.buckets_at,
+                               geo.entries_at,
+                               geo.pins_at,
+                               geo.clients_at,
+                               geo.pools_at,
+                               geo.resident_at,
+                               geo.blocks_at,
+                               geo.index_bytes};
   for (; size >= 12; data += 12, size -= 12) {
     const uint8_t section = data[0] % 8;
     uint16_t where = 0;

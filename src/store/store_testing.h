@@ -70,10 +70,10 @@ inline Result<void> put(Client& client, const ObjectId& id, uint64_t bytes) {
   return client.seal(std::move(*object));
 }
 
-#define EXPECT_SOUND(arena, quiescent)                                        \
-  do {                                                                        \
-    const auto sound_ = (arena).verify(quiescent);                            \
-    EXPECT_TRUE(sound_.ok()) << (sound_.ok() ? "" : sound_.error().message);  \
+#define EXPECT_SOUND(arena, quiescent)                                       \
+  do {                                                                       \
+    const auto sound_ = (arena).verify(quiescent);                           \
+    EXPECT_TRUE(sound_.ok()) << (sound_.ok() ? "" : sound_.error().message); \
   } while (false)
 
 }  // namespace skate::store::testing

@@ -15,7 +15,11 @@ uint64_t read(const Word& word) { return word.load(std::memory_order_acquire); }
 class Verifier {
  public:
   Verifier(const Core& core, std::optional<uint32_t> held_granule, bool quiescent)
-      : core_(core), region_(core.region()), geo_(region_.geo()), held_(held_granule), quiescent_(quiescent) {}
+      : core_(core),
+        region_(core.region()),
+        geo_(region_.geo()),
+        held_(held_granule),
+        quiescent_(quiescent) {}
 
   Result<VerifyReport> run() {
     check_blocks();
@@ -41,16 +45,20 @@ class Verifier {
     for (uint64_t g = 0; g < geo_.granules && problem_.empty();) {
       const Block& block = region_.block(static_cast<uint32_t>(g));
       const FreeSpace::Head head = FreeSpace::head_of(block);
-      require(head.kind == FreeSpace::Kind::kFree || head.kind == FreeSpace::Kind::kUsed, "no block begins here", g);
+      require(head.kind == FreeSpace::Kind::kFree || head.kind == FreeSpace::Kind::kUsed,
+              "no block begins here", g);
       require(head.granules > 0 && g + head.granules <= geo_.granules, "block of impossible size", g);
       require(head.pool < geo_.pools, "block of no pool", g);
-      require(static_cast<uint32_t>(read(block.behind)) == before, "block that mistakes the size before it", g);
+      require(static_cast<uint32_t>(read(block.behind)) == before, "block that mistakes the size before it",
+              g);
       if (!problem_.empty()) return;
       const bool free = head.kind == FreeSpace::Kind::kFree;
-      require(!(free && last.kind == FreeSpace::Kind::kFree && last.pool == head.pool), "free neighbours not merged", g);
+      require(!(free && last.kind == FreeSpace::Kind::kFree && last.pool == head.pool),
+              "free neighbours not merged", g);
       const bool central = head.pool == Geometry::kCentralPool;
       if (central)
-        require(g % geo_.chunk_granules == 0 && head.granules % geo_.chunk_granules == 0, "central block with part of a chunk", g);
+        require(g % geo_.chunk_granules == 0 && head.granules % geo_.chunk_granules == 0,
+                "central block with part of a chunk", g);
       const uint32_t slot = central ? UINT32_MAX : Geometry::pool_slot(head.pool);
       if (g / geo_.chunk_granules == owned_chunk) require(slot == chunk_slot, "chunk of two clients", g);
       owned_chunk = (g + head.granules - 1) / geo_.chunk_granules;
@@ -67,7 +75,8 @@ class Verifier {
       last = head;
       g += head.granules;
     }
-    require(read(region_.super().central_free_granules) == central_granules_, "wrong count of free memory", central_granules_);
+    require(read(region_.super().central_free_granules) == central_granules_, "wrong count of free memory",
+            central_granules_);
   }
 
   /// Each free block lies in exactly the bin of its pool and size.
@@ -77,12 +86,14 @@ class Verifier {
       const Pool& pool = region_.pool(p);
       for (uint32_t bin = 0; bin < kPoolBins; ++bin) {
         uint64_t at = read(pool.heads[bin]), previous = 0;
-        require(((read(pool.bitmap[bin / 64]) >> (bin % 64) & 1) != 0) == (at != 0), "bin's bit and list disagree", bin);
+        require(((read(pool.bitmap[bin / 64]) >> (bin % 64) & 1) != 0) == (at != 0),
+                "bin's bit and list disagree", bin);
         while (at != 0 && problem_.empty()) {
           const auto it = free_.find(static_cast<uint32_t>(at - 1));
           require(it != free_.end(), "bin lists what is no free block", at - 1);
           if (!problem_.empty()) return;
-          require(it->second.pool == p && FreeSpace::bin_of(it->second.granules) == bin, "free block in the wrong bin", at - 1);
+          require(it->second.pool == p && FreeSpace::bin_of(it->second.granules) == bin,
+                  "free block in the wrong bin", at - 1);
           const uint64_t links = read(region_.block(static_cast<uint32_t>(at - 1)).links);
           require(links >> 32 == previous, "broken list of free blocks", at - 1);
           require(++seen <= free_.size(), "free block listed twice", at - 1);
@@ -124,10 +135,12 @@ class Verifier {
       }
       if (quiescent_) {
         require(!(state.doomed() && !core_.pinned(index)), "erased object that was never freed", i);
-        require(state.state() == EntryState::kSealed || state.state() == EntryState::kSpilled, "object stuck half-way", i);
+        require(state.state() == EntryState::kSealed || state.state() == EntryState::kSpilled,
+                "object stuck half-way", i);
       }
       if (state.state() == EntryState::kCreating)
-        require(read(region_.client(std::min(state.owner(), geo_.clients_max - 1)).attached) == 1, "object made by nobody", i);
+        require(read(region_.client(std::min(state.owner(), geo_.clients_max - 1)).attached) == 1,
+                "object made by nobody", i);
     }
     if (held_) used_.erase(*held_);
     for (const auto& [granule, entry] : used_) require(false, "memory of no object", granule);
@@ -145,7 +158,8 @@ class Verifier {
       require(free <= high_, "free list without an end", free);
       if (!problem_.empty()) return;
       const Entry& entry = region_.entry(static_cast<uint32_t>(at - 1));
-      require(StateWord{read(entry.state)}.state() == EntryState::kFree, "object in the list of free entries", at - 1);
+      require(StateWord{read(entry.state)}.state() == EntryState::kFree, "object in the list of free entries",
+              at - 1);
       at = read(entry.offset);
     }
     require(free + report_.objects == high_, "entry neither free nor in use", free);
@@ -162,9 +176,12 @@ class Verifier {
         require(index < high_, "bucket names no entry", bucket);
         if (!problem_.empty()) return;
         const Entry& entry = region_.entry(static_cast<uint32_t>(index));
-        const HashPlace place = hash_place({read(entry.id[0]), read(entry.id[1]), read(entry.id[2]), read(entry.id[3])}, geo_.buckets);
-        require(StateWord{read(entry.state)}.state() != EntryState::kFree, "bucket names a free entry", bucket);
-        require((bucket == place.first || bucket == place.second) && slot >> 32 == place.tag, "entry in the wrong bucket", bucket);
+        const HashPlace place = hash_place(
+            {read(entry.id[0]), read(entry.id[1]), read(entry.id[2]), read(entry.id[3])}, geo_.buckets);
+        require(StateWord{read(entry.state)}.state() != EntryState::kFree, "bucket names a free entry",
+                bucket);
+        require((bucket == place.first || bucket == place.second) && slot >> 32 == place.tag,
+                "entry in the wrong bucket", bucket);
         require(++listed_[static_cast<uint32_t>(index)] == 1, "entry in two buckets", index);
       }
     }
@@ -177,7 +194,8 @@ class Verifier {
       require(read(area.undo_count) == 0, "open transaction of a client without the lock", slot);
       if (read(area.attached) != 0 || !quiescent_) continue;
       for (uint64_t i = 0; i < high_; ++i)
-        require((read(region_.pin_word(static_cast<uint32_t>(i), slot / 64)) >> (slot % 64) & 1) == 0, "pin of a client that is gone", i);
+        require((read(region_.pin_word(static_cast<uint32_t>(i), slot / 64)) >> (slot % 64) & 1) == 0,
+                "pin of a client that is gone", i);
     }
   }
 

@@ -153,7 +153,8 @@ Result<Message> decode(std::span<const uint8_t> input) {
   Message message{};
   detail::Reader reader(input);
   if (!reader.get(message) || !reader.at_end())
-    return Error{ErrorCode::kCorrupt, "a message of " + std::to_string(input.size()) + " bytes does not parse"};
+    return Error{ErrorCode::kCorrupt,
+                 "a message of " + std::to_string(input.size()) + " bytes does not parse"};
   return message;
 }
 

@@ -10,36 +10,36 @@
 namespace skate::wire {
 
 enum class ControlMethod : uint16_t {
-  kRegisterNode = 1,    ///< node: RegisterNode -> RegisterNodeReply
-  kNodeReport,          ///< node: NodeReport -> Empty; periodic and on change
-  kRegisterJob,         ///< node: RegisterJob -> RegisterJobReply
-  kFinishJob,           ///< node: FinishJob -> Empty; its actors that are not detached are killed
-  kWorkerDied,          ///< node: WorkerDied -> Empty
-  kActorCreated,        ///< node: ActorCreatedReport -> Empty
-  kRegisterActor,       ///< P: RegisterActor -> RegisterActorReply; names and ids are taken here
-  kPlaceActor,          ///< P: PlaceActor -> Empty; arguments are ready, find it a node
-  kActorOutOfScope,     ///< P: ActorRef -> Empty; the last handle is gone (sent by the owner)
-  kKillActor,           ///< P: KillActor -> Empty
-  kGetActor,            ///< P: ActorRef -> ActorInfo; subscribes the asking process to changes
-  kGetNamedActor,       ///< P: GetNamedActor -> ActorInfo; subscribes
-  kListNamedActors,     ///< P: ListNamedActors -> ListNamedActorsReply
-  kKv,                  ///< P: Kv -> KvReply
-  kClusterInfo,         ///< P: ClusterInfo -> ClusterInfoReply (JSON)
-  kCreatePlacementGroup,///< P: PlacementGroupRequest -> PlacementGroupReply
+  kRegisterNode = 1,      ///< node: RegisterNode -> RegisterNodeReply
+  kNodeReport,            ///< node: NodeReport -> Empty; periodic and on change
+  kRegisterJob,           ///< node: RegisterJob -> RegisterJobReply
+  kFinishJob,             ///< node: FinishJob -> Empty; its actors that are not detached are killed
+  kWorkerDied,            ///< node: WorkerDied -> Empty
+  kActorCreated,          ///< node: ActorCreatedReport -> Empty
+  kRegisterActor,         ///< P: RegisterActor -> RegisterActorReply; names and ids are taken here
+  kPlaceActor,            ///< P: PlaceActor -> Empty; arguments are ready, find it a node
+  kActorOutOfScope,       ///< P: ActorRef -> Empty; the last handle is gone (sent by the owner)
+  kKillActor,             ///< P: KillActor -> Empty
+  kGetActor,              ///< P: ActorRef -> ActorInfo; subscribes the asking process to changes
+  kGetNamedActor,         ///< P: GetNamedActor -> ActorInfo; subscribes
+  kListNamedActors,       ///< P: ListNamedActors -> ListNamedActorsReply
+  kKv,                    ///< P: Kv -> KvReply
+  kClusterInfo,           ///< P: ClusterInfo -> ClusterInfoReply (JSON)
+  kCreatePlacementGroup,  ///< P: PlacementGroupRequest -> PlacementGroupReply
   kRemovePlacementGroup,
   kGetPlacementGroup,
 };
 
 enum class ControlTopic : uint16_t {
-  kActor = 1,           ///< ActorInfo
+  kActor = 1,  ///< ActorInfo
 };
 
 /// Pushed by the control service to a node daemon (as rpc notifications).
 enum class NodeCommand : uint16_t {
-  kStartActor = 1,      ///< StartActor; the daemon answers with kActorCreated or kWorkerDied
-  kStopActor,           ///< StopActor
-  kPublish,             ///< Publish: hand `body` to the subscribed processes
-  kJobFinished,         ///< FinishJob: end this job's workers
+  kStartActor = 1,  ///< StartActor; the daemon answers with kActorCreated or kWorkerDied
+  kStopActor,       ///< StopActor
+  kPublish,         ///< Publish: hand `body` to the subscribed processes
+  kJobFinished,     ///< FinishJob: end this job's workers
   kShutdown,
 };
 
@@ -75,7 +75,7 @@ struct RegisterJob {
   uint64_t key{};
   Address driver;
   int32_t pid{};
-  std::string name_space;   ///< empty: anonymous, the reply holds the one given
+  std::string name_space;  ///< empty: anonymous, the reply holds the one given
   std::string job_json;
 };
 struct RegisterJobReply {
@@ -91,7 +91,7 @@ struct FinishJob {
 struct WorkerDied {
   Address worker;
   Death cause;
-  ActorId actor;            ///< nil unless the worker was (to be) an actor
+  ActorId actor;  ///< nil unless the worker was (to be) an actor
   uint64_t incarnation{};
 };
 
@@ -101,7 +101,7 @@ struct ActorCreatedReport {
   Address address;
   int32_t pid{};
   bool ok{};
-  Death cause;              ///< when not ok; kConstructor holds the exception
+  Death cause;  ///< when not ok; kConstructor holds the exception
 };
 
 struct RegisterActor {
@@ -121,13 +121,13 @@ struct RegisterActor {
   int64_t max_pending_calls{-1};
 };
 struct RegisterActorReply {
-  bool existed{};           ///< get_if_exists found one; `info` describes it
+  bool existed{};  ///< get_if_exists found one; `info` describes it
   ActorInfo info;
 };
 struct PlaceActor {
   uint64_t key{};
   ActorSpec spec;
-  bool failed{};            ///< an argument failed: the actor dies with `cause` and is never placed
+  bool failed{};  ///< an argument failed: the actor dies with `cause` and is never placed
   Death cause;
 };
 struct ActorRef {
@@ -138,7 +138,7 @@ struct KillActor {
   ActorId actor;
   bool no_restart{};
   std::string reason;
-  bool graceful{};          ///< let queued calls end first (__ray_terminate__, out of scope)
+  bool graceful{};  ///< let queued calls end first (__ray_terminate__, out of scope)
 };
 struct GetNamedActor {
   std::string name;
@@ -154,24 +154,24 @@ struct ListNamedActorsReply {
 
 enum class KvOperation : uint8_t { kPut, kGet, kErase, kExists, kKeys };
 struct Kv {
-  uint64_t key{};           ///< idempotency key
+  uint64_t key{};  ///< idempotency key
   KvOperation operation{};
   std::string name_space;
-  std::string name;         ///< or the prefix of kKeys and, with `by_prefix`, of kErase
+  std::string name;  ///< or the prefix of kKeys and, with `by_prefix`, of kErase
   std::string value;
   bool overwrite{};
   bool by_prefix{};
 };
 struct KvReply {
-  bool found{};             ///< kPut: something was there before
+  bool found{};  ///< kPut: something was there before
   std::string value;
   std::vector<std::string> keys;
   uint64_t erased{};
 };
 
 struct ClusterInfo {
-  std::string what;         ///< "nodes", "jobs", "actors", "cluster_resources", "available_resources", ...
-  std::string arguments;    ///< JSON
+  std::string what;       ///< "nodes", "jobs", "actors", "cluster_resources", "available_resources", ...
+  std::string arguments;  ///< JSON
 };
 struct ClusterInfoReply {
   std::string json;
@@ -188,7 +188,7 @@ struct PlacementGroupRequest {
 };
 struct PlacementGroupReply {
   bool created{};
-  std::string state;        ///< PENDING, CREATED, REMOVED, INFEASIBLE
+  std::string state;  ///< PENDING, CREATED, REMOVED, INFEASIBLE
   std::string json;
 };
 

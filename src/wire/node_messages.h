@@ -8,7 +8,8 @@
 // whose type is a MessageType and whose body is the archive encoding of the struct of the same name.
 //
 // Leases are level-triggered: a process says how many leases of a shape it wants in all (LeaseDemand), the
-// daemon grants up to that, the process returns what it does not need. A repeated or late message does no harm.
+// daemon grants up to that, the process returns what it does not need. A repeated or late message does no
+// harm.
 #pragma once
 
 #include "wire/types.h"
@@ -30,8 +31,8 @@ enum class MessageType : uint16_t {
   kRestoreObjects,
   kEraseObjects,
   kProcessExiting,
-  kExitDeclined,    ///< empty body: an idle worker that owns something stays (answer to Exit with force off)
-  kWake,            ///< empty body: a blocked worker has set or cleared its flag while CPUs are wanted
+  kExitDeclined,  ///< empty body: an idle worker that owns something stays (answer to Exit with force off)
+  kWake,          ///< empty body: a blocked worker has set or cleared its flag while CPUs are wanted
   // daemon -> process
   kLeaseGrant = 64,
   kLeaseRecall,
@@ -53,31 +54,31 @@ enum class MessageType : uint16_t {
 enum class ProcessKind : uint8_t { kDriver, kWorker };
 
 struct Hello {
-  std::string version;        ///< must equal the daemon's
+  std::string version;  ///< must equal the daemon's
   ProcessKind kind{};
   int32_t pid{};
-  uint64_t start_token{};     ///< of a worker: the number that the daemon gave when it started it
-  std::string language;       ///< "python", "cpp"
+  uint64_t start_token{};  ///< of a worker: the number that the daemon gave when it started it
+  std::string language;    ///< "python", "cpp"
   // of a driver
-  std::string name_space;     ///< empty: a fresh anonymous one
-  std::string job_json;       ///< {"entrypoint", "metadata", "runtime_env", "script_dir", "cwd", "sys_path", ...}
+  std::string name_space;  ///< empty: a fresh anonymous one
+  std::string job_json;  ///< {"entrypoint", "metadata", "runtime_env", "script_dir", "cwd", "sys_path", ...}
   bool log_to_driver{};
 };
 
 struct Welcome {
-  std::string error;          ///< not empty: refused, and why
+  std::string error;  ///< not empty: refused, and why
   WorkerId worker;
   NodeId node;
   JobId job;
-  uint32_t process_slot{};    ///< this process's doorbell in the link segment
+  uint32_t process_slot{};  ///< this process's doorbell in the link segment
   uint32_t daemon_slot{};
-  uint32_t daemon_link{};     ///< the link with the daemon; the process is side 1 of it
+  uint32_t daemon_link{};  ///< the link with the daemon; the process is side 1 of it
   uint32_t store_slot{};
   uint64_t store_capacity_bytes{};
   std::string session_dir;
   std::string name_space;
-  std::string job_json;       ///< of the job that a worker serves first (as the driver gave it)
-  std::string config_json;    ///< settings of the cluster: {"inline_limit_bytes", "spin_us", ...}
+  std::string job_json;     ///< of the job that a worker serves first (as the driver gave it)
+  std::string config_json;  ///< settings of the cluster: {"inline_limit_bytes", "spin_us", ...}
   std::string node_ip;
   std::string control_address;
   Resources node_resources;
@@ -88,15 +89,15 @@ struct LeaseShape {
   Resources resources;
   std::string runtime_env;
   std::string scheduling;
-  std::string function;       ///< name, for reports and for `max_calls` workers of one function
+  std::string function;  ///< name, for reports and for `max_calls` workers of one function
   int32_t priority{};
 };
 
 struct LeaseDemand {
-  uint64_t shape_id{};        ///< chosen by the process, unique within it
+  uint64_t shape_id{};  ///< chosen by the process, unique within it
   LeaseShape shape;
-  uint32_t wanted{};          ///< leases wanted in all, those held included
-  uint64_t backlog{};         ///< tasks that wait, for reports and scaling
+  uint32_t wanted{};   ///< leases wanted in all, those held included
+  uint64_t backlog{};  ///< tasks that wait, for reports and scaling
 };
 
 struct LeaseGrant {
@@ -115,13 +116,13 @@ struct LeaseRecall {
 struct LeaseRefused {
   uint64_t shape_id{};
   Death cause;
-  bool infeasible_now{};      ///< true: keep the demand, a node that fits may come; report it, do not fail
+  bool infeasible_now{};  ///< true: keep the demand, a node that fits may come; report it, do not fail
 };
 
 struct LeaseReturn {
   uint64_t lease_id{};
-  bool worker_exits{};        ///< the worker said that it ends (max_calls)
-  bool suspect{};             ///< the owner saw it misbehave: check it before it is granted again
+  bool worker_exits{};  ///< the worker said that it ends (max_calls)
+  bool suspect{};       ///< the owner saw it misbehave: check it before it is granted again
 };
 
 struct OpenLink {
@@ -130,15 +131,15 @@ struct OpenLink {
 
 struct LinkOpened {
   Address peer;
-  uint32_t link{};            ///< index in the link segment
-  uint32_t side{};            ///< 0 or 1: which end this process is
-  uint32_t peer_slot{};       ///< the peer's doorbell
+  uint32_t link{};       ///< index in the link segment
+  uint32_t side{};       ///< 0 or 1: which end this process is
+  uint32_t peer_slot{};  ///< the peer's doorbell
   int32_t peer_pid{};
 };
 
 struct LinkRefused {
   Address peer;
-  Death cause;                ///< kUnknown with a message when the peer was never known here
+  Death cause;  ///< kUnknown with a message when the peer was never known here
 };
 
 struct PeerDied {
@@ -157,7 +158,7 @@ struct ControlReply {
   uint64_t call_id{};
   bool ok{};
   uint8_t error_code{};
-  std::string body;           ///< the reply, or the error's message
+  std::string body;  ///< the reply, or the error's message
 };
 
 /// Pushed for what the process subscribed to (actors whose state it asked for).
@@ -177,14 +178,14 @@ struct CreateActor {
   uint64_t incarnation{};
   uint64_t lease_id{};
   ResourceInstances instances;
-  std::string job_json;       ///< of the actor's job, as its driver gave it
+  std::string job_json;  ///< of the actor's job, as its driver gave it
 };
 
 struct ActorCreated {
   ActorId actor;
   uint64_t incarnation{};
   bool ok{};
-  std::string error_value;    ///< the constructor's exception as a flat value
+  std::string error_value;  ///< the constructor's exception as a flat value
 };
 
 struct Exit {
@@ -200,8 +201,8 @@ struct StoreSpace {
 struct StoreSpaceReply {
   uint64_t call_id{};
   bool ok{};
-  uint8_t error_code{};       ///< kFull: memory and disk are used up; kIo: the disk refused
-  std::string message;        ///< with sizes and the largest holders
+  uint8_t error_code{};  ///< kFull: memory and disk are used up; kIo: the disk refused
+  std::string message;   ///< with sizes and the largest holders
 };
 
 struct RestoreObjects {
@@ -221,19 +222,19 @@ struct EraseObjects {
 };
 
 struct ProcessExiting {
-  Death reason;               ///< kIntended with a message, kExited...
+  Death reason;  ///< kIntended with a message, kExited...
 };
 
 struct LogLine {
   int32_t pid{};
   bool is_stderr{};
-  std::string source;         ///< task or actor name, e.g. "f" or "Counter"
+  std::string source;  ///< task or actor name, e.g. "f" or "Counter"
   std::string ip;
   std::string text;
 };
 struct LogLines {
   std::vector<LogLine> lines;
-  uint64_t dropped{};         ///< lines left out by the rate limit
+  uint64_t dropped{};  ///< lines left out by the rate limit
 };
 
 }  // namespace skate::wire

@@ -47,12 +47,12 @@ inline constexpr uint32_t kNoClaim = 0xFFFFFFFF;
 
 /// Followed by method name, concurrency group, display name, padding to 16, then the arguments.
 struct PushTask {
-  uint64_t token;            ///< the owner's name for this attempt, echoed in what answers it
-  uint64_t incarnation;      ///< of the actor that is meant
-  int64_t backpressure;      ///< items of a stream that may be unread; -1 without limit
+  uint64_t token;        ///< the owner's name for this attempt, echoed in what answers it
+  uint64_t incarnation;  ///< of the actor that is meant
+  int64_t backpressure;  ///< items of a stream that may be unread; -1 without limit
   TaskId task;
   uint32_t function;
-  uint32_t claim;            ///< push sequence whose word must be claimed, or kNoClaim
+  uint32_t claim;  ///< push sequence whose word must be claimed, or kNoClaim
   uint32_t num_returns;
   uint32_t argument_count;
   uint32_t max_calls;
@@ -85,30 +85,31 @@ struct ObjectRecord {
 
 enum class TaskStatus : uint8_t {
   kOk,
-  kRaised,          ///< the function raised; the value is its exception
-  kRaisedRetryable, ///< as above, and retry_exceptions covers it
+  kRaised,           ///< the function raised; the value is its exception
+  kRaisedRetryable,  ///< as above, and retry_exceptions covers it
   kCancelled,
-  kWrongIncarnation,///< not for this life of the actor; nothing was run
-  kExited,          ///< the actor ended itself in this call (exit_actor)
+  kWrongIncarnation,  ///< not for this life of the actor; nothing was run
+  kExited,            ///< the actor ended itself in this call (exit_actor)
 };
 
 /// Followed by `result_count` results.
 struct TaskDone {
   uint64_t token;
   uint64_t run_ns;
-  uint64_t stream_items;     ///< of a generator: how many items it made
+  uint64_t stream_items;  ///< of a generator: how many items it made
   uint32_t result_count;
   TaskStatus status;
-  uint8_t holds_refs;        ///< keep what this task pins until PinsReleased
-  uint8_t worker_exits;      ///< max_calls is reached
+  uint8_t holds_refs;    ///< keep what this task pins until PinsReleased
+  uint8_t worker_exits;  ///< max_calls is reached
   uint8_t padding;
 };
 
 enum class ResultKind : uint8_t { kInline, kStored };
 
-/// One result: this header, `contained_count` ObjectRecords, padding to 16, the flat value if inline, padding.
+/// One result: this header, `contained_count` ObjectRecords, padding to 16, the flat value if inline,
+/// padding.
 struct ResultHeader {
-  uint64_t value_bytes;      ///< flat size, inline or in the store
+  uint64_t value_bytes;  ///< flat size, inline or in the store
   uint32_t contained_count;
   ResultKind kind;
   uint8_t is_error;
@@ -123,12 +124,12 @@ struct TaskReturned {
 /// Followed by one result.
 struct StreamItem {
   uint64_t token;
-  uint64_t index;            ///< from 0
+  uint64_t index;  ///< from 0
 };
 
 struct StreamCredit {
   uint64_t token;
-  uint64_t consumed;         ///< items read so far; ~0: the consumer is gone, stop
+  uint64_t consumed;  ///< items read so far; ~0: the consumer is gone, stop
 };
 
 struct CancelTask {

@@ -26,17 +26,17 @@ using ResourceInstances = std::map<std::string, std::vector<uint32_t>>;
 
 enum class DeathKind : uint8_t {
   kUnknown,
-  kExited,          ///< by itself, exit_code tells
-  kSignalled,       ///< by a signal that Skate did not send
+  kExited,     ///< by itself, exit_code tells
+  kSignalled,  ///< by a signal that Skate did not send
   kOutOfMemory,
   kNodeLost,
-  kOwnerDied,       ///< its owner (driver or parent actor) is gone
-  kKilled,          ///< skate.kill, or cancel(force=True)
-  kIntended,        ///< idle, max_calls, shutdown, exit_actor
-  kEnvironment,     ///< its runtime environment could not be built
-  kConstructor,     ///< the actor's constructor raised; error_value holds the exception
-  kUnschedulable,   ///< asks for what no node has
-  kNeverCreated,    ///< the creator died or failed before the actor was registered
+  kOwnerDied,      ///< its owner (driver or parent actor) is gone
+  kKilled,         ///< skate.kill, or cancel(force=True)
+  kIntended,       ///< idle, max_calls, shutdown, exit_actor
+  kEnvironment,    ///< its runtime environment could not be built
+  kConstructor,    ///< the actor's constructor raised; error_value holds the exception
+  kUnschedulable,  ///< asks for what no node has
+  kNeverCreated,   ///< the creator died or failed before the actor was registered
 };
 
 struct Death {
@@ -53,25 +53,25 @@ struct Death {
 struct ActorSpec {
   ActorId actor;
   JobId job;
-  Address owner;              ///< the creator; a detached actor outlives it
+  Address owner;  ///< the creator; a detached actor outlives it
   std::string class_name;
-  std::string name;           ///< empty when unnamed
+  std::string name;  ///< empty when unnamed
   std::string name_space;
   bool detached{};
-  int64_t max_restarts{};     ///< -1 is without limit
+  int64_t max_restarts{};  ///< -1 is without limit
   int64_t max_task_retries{};
   int32_t max_concurrency{1};
   std::vector<std::pair<std::string, int32_t>> concurrency_groups;
   bool is_asyncio{};
-  bool out_of_order{};        ///< calls may start in any order
+  bool out_of_order{};  ///< calls may start in any order
   int64_t max_pending_calls{-1};
   Resources placement_resources;  ///< held while it is placed
   Resources resources;            ///< held while it lives
-  std::string runtime_env;    ///< JSON, empty for none
-  std::string scheduling;     ///< JSON of the scheduling strategy, empty for the default
-  std::string class_blob;     ///< pickled class
-  std::string arguments;      ///< encoded arguments, as in a task record
-  std::string meta;           ///< pickled description of the methods, for handles
+  std::string runtime_env;        ///< JSON, empty for none
+  std::string scheduling;         ///< JSON of the scheduling strategy, empty for the default
+  std::string class_blob;         ///< pickled class
+  std::string arguments;          ///< encoded arguments, as in a task record
+  std::string meta;               ///< pickled description of the methods, for handles
 };
 
 enum class ActorState : uint8_t { kPending, kAlive, kRestarting, kDead };
@@ -79,10 +79,10 @@ enum class ActorState : uint8_t { kPending, kAlive, kRestarting, kDead };
 struct ActorInfo {
   ActorId actor;
   ActorState state{};
-  Address address;            ///< valid while alive
-  uint64_t incarnation{};     ///< counts the lives, from 0
-  int64_t restarts_left{};    ///< -1 is without limit
-  Death death;                ///< why it died or restarts
+  Address address;          ///< valid while alive
+  uint64_t incarnation{};   ///< counts the lives, from 0
+  int64_t restarts_left{};  ///< -1 is without limit
+  Death death;              ///< why it died or restarts
   std::string class_name;
   std::string name;
   std::string name_space;
@@ -92,7 +92,7 @@ struct ActorInfo {
   int64_t max_pending_calls{-1};
   JobId job;
   int32_t pid{};
-  Address owner{};            ///< nil when detached
+  Address owner{};  ///< nil when detached
   bool detached{};
 };
 

@@ -1,8 +1,8 @@
 // Actors, seen from those who create and call them.
 //
-// Control decides about an actor's life and tells it to all who asked (ActorInfo). A caller keeps its calls in
-// order: `queue` (not sent), `in_flight` (sent to the life that control told of), `orphans` (sent to a life that
-// has ended: retried or failed once control says whether there is a next one).
+// Control decides about an actor's life and tells it to all who asked (ActorInfo). A caller keeps its calls
+// in order: `queue` (not sent), `in_flight` (sent to the life that control told of), `orphans` (sent to a
+// life that has ended: retried or failed once control says whether there is a next one).
 #include <algorithm>
 
 #include "wire/archive.h"
@@ -32,16 +32,23 @@ void Runtime::ask_actor(ActorClient* client) {
   if (client->asked) return;
   client->asked = true;
   ActorId actor = client->id;
-  call_control(ControlMethod::kGetActor, wire::encode(wire::ActorRef{actor}), [this, actor](const wire::ControlReply& reply) {
-    if (reply.ok) {
-      if (auto info = wire::decode<wire::ActorInfo>(reply.body)) actor_event(*info);
-      return;
-    }
-    wire::ActorInfo gone = client_of(actor)->info;
-    gone.state = ActorState::kDead;
-    gone.death = {wire::DeathKind::kUnknown, 0, 0, 0, "the control service does not know it: " + reply.body, {}, {}};
-    actor_event(gone);
-  });
+  call_control(ControlMethod::kGetActor, wire::encode(wire::ActorRef{actor}),
+               [this, actor](const wire::ControlReply& reply) {
+                 if (reply.ok) {
+                   if (auto info = wire::decode<wire::ActorInfo>(reply.body)) actor_event(*info);
+                   return;
+                 }
+                 wire::ActorInfo gone = client_of(actor)->info;
+                 gone.state = ActorState::kDead;
+                 gone.death = {wire::DeathKind::kUnknown,
+                               0,
+                               0,
+                               0,
+                               "the control service does not know it: " + reply.body,
+                               {},
+                               {}};
+                 actor_event(gone);
+               });
 }
 
 Result<Runtime::CreatedActor> Runtime::create_actor(wire::ActorSpec spec, std::vector<Argument> arguments,
@@ -104,13 +111,14 @@ Result<Runtime::CreatedActor> Runtime::create_actor(wire::ActorSpec spec, std::v
   created.info = client->info;
   if (spec.name.empty()) {
     ActorId actor = spec.actor;
-    call_control(ControlMethod::kRegisterActor, wire::encode(request), [this, actor](const wire::ControlReply& reply) {
-      if (reply.ok) return;
-      wire::ActorInfo gone = client_of(actor)->info;
-      gone.state = ActorState::kDead;
-      gone.death = {wire::DeathKind::kNeverCreated, 0, 0, 0, reply.body, {}, {}};
-      actor_event(gone);
-    });
+    call_control(ControlMethod::kRegisterActor, wire::encode(request),
+                 [this, actor](const wire::ControlReply& reply) {
+                   if (reply.ok) return;
+                   wire::ActorInfo gone = client_of(actor)->info;
+                   gone.state = ActorState::kDead;
+                   gone.death = {wire::DeathKind::kNeverCreated, 0, 0, 0, reply.body, {}, {}};
+                   actor_event(gone);
+                 });
   }
   ask_actor(client);
   if (!spec.detached) {
@@ -153,13 +161,14 @@ void Runtime::place_actor(TaskRecord* task, const wire::Death* failure) {
   task->creation->class_blob.clear();  // control keeps it now
   task->creation->arguments.clear();
   ActorId actor = place.spec.actor;
-  call_control(ControlMethod::kPlaceActor, wire::encode(place), [this, actor](const wire::ControlReply& reply) {
-    if (reply.ok) return;
-    wire::ActorInfo gone = client_of(actor)->info;
-    gone.state = ActorState::kDead;
-    gone.death = {wire::DeathKind::kNeverCreated, 0, 0, 0, reply.body, {}, {}};
-    actor_event(gone);
-  });
+  call_control(ControlMethod::kPlaceActor, wire::encode(place),
+               [this, actor](const wire::ControlReply& reply) {
+                 if (reply.ok) return;
+                 wire::ActorInfo gone = client_of(actor)->info;
+                 gone.state = ActorState::kDead;
+                 gone.death = {wire::DeathKind::kNeverCreated, 0, 0, 0, reply.body, {}, {}};
+                 actor_event(gone);
+               });
 }
 
 void Runtime::adopt_actor(const wire::ActorInfo& info) {
@@ -180,8 +189,8 @@ void Runtime::learn_actor(const wire::ActorInfo& info) {
 
 Result<Runtime::Submitted> Runtime::submit_to_actor(const ActorId& actor, Entry* handle,
                                                     std::shared_ptr<const TaskSpec> spec,
-                                                    std::vector<Argument> arguments, std::vector<Entry*> pinned,
-                                                    const TaskId& parent) {
+                                                    std::vector<Argument> arguments,
+                                                    std::vector<Entry*> pinned, const TaskId& parent) {
   Submitted out;
   std::lock_guard lock(mutex_);
   ActorClient* client = client_of(actor);
@@ -259,9 +268,7 @@ void Runtime::actor_event(const wire::ActorInfo& info) {
   client->info = info;
   switch (info.state) {
     case ActorState::kPending:
-    case ActorState::kRestarting:
-      client->peer = nullptr;
-      break;
+    case ActorState::kRestarting: client->peer = nullptr; break;
     case ActorState::kAlive: {
       Peer* peer = peer_of(info.address);
       if (peer == nullptr) {  // an actor that calls itself
@@ -271,9 +278,7 @@ void Runtime::actor_event(const wire::ActorInfo& info) {
       client->peer = peer->state == Peer::State::kDead ? nullptr : peer;
       break;
     }
-    case ActorState::kDead:
-      client->peer = nullptr;
-      break;
+    case ActorState::kDead: client->peer = nullptr; break;
   }
   if (info.state == ActorState::kDead) {
     std::deque<TaskRecord*> sent;

@@ -88,7 +88,8 @@ void Runtime::accept_task(Peer* from, std::span<const uint8_t> body) {
     std::shared_ptr<IncomingTask> last = queue.back();
     if (begin(*last)) {
       queue.pop_back();
-      send_flat(from, RecordType::kTaskReturned, rpc::Urgency::kUrgent, wire::TaskReturned{last->header.token});
+      send_flat(from, RecordType::kTaskReturned, rpc::Urgency::kUrgent,
+                wire::TaskReturned{last->header.token});
       forget_task(*last);
     }
   }
@@ -96,7 +97,8 @@ void Runtime::accept_task(Peer* from, std::span<const uint8_t> body) {
 
 /// Claims the task; false: its owner took it back.
 bool Runtime::begin(IncomingTask& task) {
-  if (task.create || task.header.claim == wire::kNoClaim || task.from == nullptr || !task.from->link) return true;
+  if (task.create || task.header.claim == wire::kNoClaim || task.from == nullptr || !task.from->link)
+    return true;
   uint32_t offered = rpc::claim_word(task.header.claim, rpc::Claim::kOffered);
   return task.from->link->peer_claim(task.header.claim)
       .compare_exchange_strong(offered, rpc::claim_word(task.header.claim, rpc::Claim::kBegun),
@@ -222,8 +224,8 @@ bool Runtime::register_leftovers(IncomingTask& task) {
       kept.push_back(entry);
   }
   if (kept.empty()) return false;
-  bool met =
-      objects_.register_then(kept, task.from, {Obligation::Kind::kPinsReleased, task.from, task.header.token, {}});
+  bool met = objects_.register_then(kept, task.from,
+                                    {Obligation::Kind::kPinsReleased, task.from, task.header.token, {}});
   for (Entry* entry : kept) objects_.unpin(entry);
   return !met;
 }
@@ -275,7 +277,8 @@ void Runtime::finish(const std::shared_ptr<IncomingTask>& task, wire::TaskStatus
   } else {
     for (size_t i = 0; i < results.size(); ++i) {
       for (Entry* entry : results[i].contained) objects_.unpin(entry);
-      if (!results[i].inline_value) store_->erase(ObjectId::of(task->header.task, static_cast<uint32_t>(i + 1)));
+      if (!results[i].inline_value)
+        store_->erase(ObjectId::of(task->header.task, static_cast<uint32_t>(i + 1)));
     }
   }
   forget_task(*task);

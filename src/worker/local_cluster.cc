@@ -53,7 +53,8 @@ Result<std::unique_ptr<LocalCluster>> LocalCluster::prepare(const LocalClusterOp
   std::error_code failed;
   std::filesystem::create_directories(options.session_base, failed);
   if (failed)
-    return Error{ErrorCode::kIo, "cannot make the directory " + options.session_base + ": " + failed.message()};
+    return Error{ErrorCode::kIo,
+                 "cannot make the directory " + options.session_base + ": " + failed.message()};
   uint8_t random[4];
   secure_random_bytes(random, sizeof random);
   char stamp[32];
@@ -76,15 +77,17 @@ LocalCluster::~LocalCluster() { stop(); }
 Result<void> LocalCluster::start(int timeout_ms) {
   std::string key = session_dir_ + "/cluster.key";
   std::string watch = std::to_string(driver_);
-  SKATE_TRY_ASSIGN(control_address_,
-                   launch("control",
-                          {"--session-dir", session_dir_, "--listen", "unix:" + session_dir_ + "/control.sock",
-                           "--storage", "memory", "--key-file", key, "--watch-pid", watch},
-                          &control_, timeout_ms));
-  std::vector<std::string> arguments{"--session-dir", session_dir_, "--control", control_address_, "--key-file", key,
-                                     "--watch-pid", watch, "--head"};
+  SKATE_TRY_ASSIGN(control_address_, launch("control",
+                                            {"--session-dir", session_dir_, "--listen",
+                                             "unix:" + session_dir_ + "/control.sock", "--storage", "memory",
+                                             "--key-file", key, "--watch-pid", watch},
+                                            &control_, timeout_ms));
+  std::vector<std::string> arguments{"--session-dir",  session_dir_, "--control",
+                                     control_address_, "--key-file", key,
+                                     "--watch-pid",    watch,        "--head"};
   arguments.insert(arguments.end(), options_.node_arguments.begin(), options_.node_arguments.end());
-  SKATE_TRY_ASSIGN([[maybe_unused]] std::string ready, launch("node", std::move(arguments), &node_, timeout_ms));
+  SKATE_TRY_ASSIGN([[maybe_unused]] std::string ready,
+                   launch("node", std::move(arguments), &node_, timeout_ms));
   return {};
 }
 
@@ -129,7 +132,8 @@ Result<std::string> LocalCluster::launch(const char* role, std::vector<std::stri
   std::string line;
   auto deadline = std::chrono::steady_clock::now() + std::chrono::milliseconds(timeout_ms);
   while (line.find('\n') == std::string::npos) {
-    auto left = std::chrono::duration_cast<std::chrono::milliseconds>(deadline - std::chrono::steady_clock::now());
+    auto left =
+        std::chrono::duration_cast<std::chrono::milliseconds>(deadline - std::chrono::steady_clock::now());
     pollfd watch{read_end.get(), POLLIN, 0};
     int ready = left.count() <= 0 ? 0 : poll(&watch, 1, static_cast<int>(left.count()));
     if (ready < 0 && errno == EINTR) continue;
@@ -140,8 +144,9 @@ Result<std::string> LocalCluster::launch(const char* role, std::vector<std::stri
       continue;
     }
     return Error{ErrorCode::kUnavailable,
-                 std::string("skated ") + role + (ready > 0 ? " ended while it started" : " did not get ready in time") +
-                     "; its log " + log + " ends with:\n" + tail_of(log)};
+                 std::string("skated ") + role +
+                     (ready > 0 ? " ended while it started" : " did not get ready in time") + "; its log " +
+                     log + " ends with:\n" + tail_of(log)};
   }
   return line.substr(0, line.find('\n'));
 }

@@ -16,8 +16,8 @@
 namespace skate::worker {
 
 struct LocalClusterOptions {
-  std::string skated;              ///< path of the daemon's binary
-  std::string session_base;        ///< directory under which the session's directory is made
+  std::string skated;        ///< path of the daemon's binary
+  std::string session_base;  ///< directory under which the session's directory is made
   std::vector<std::string> node_arguments;
 };
 
@@ -40,7 +40,8 @@ class LocalCluster {
 
  private:
   explicit LocalCluster(LocalClusterOptions options) : options_(std::move(options)) {}
-  Result<std::string> launch(const char* role, std::vector<std::string> arguments, pid_t* pid, int timeout_ms);
+  Result<std::string> launch(const char* role, std::vector<std::string> arguments, pid_t* pid,
+                             int timeout_ms);
 
   LocalClusterOptions options_;
   std::string session_dir_;

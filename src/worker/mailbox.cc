@@ -86,8 +86,8 @@ void Mailbox::sleep_as_reader(Clock::time_point until) {
 void Mailbox::sleep_as_service(uint32_t ticket, Clock::time_point until) {
   Clock::time_point now = Clock::now();
   if (until <= now) return;
-  std::chrono::nanoseconds left =
-      until == Clock::time_point::max() ? std::chrono::nanoseconds(-1) : std::chrono::nanoseconds(until - now);
+  std::chrono::nanoseconds left = until == Clock::time_point::max() ? std::chrono::nanoseconds(-1)
+                                                                    : std::chrono::nanoseconds(until - now);
   rpc::futex_sleep(bell().service_word, ticket, left);
 }
 

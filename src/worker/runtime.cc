@@ -60,7 +60,8 @@ Result<std::string> read_frame(int fd, std::vector<UniqueFd>& fds) {
     ssize_t n = recvmsg(fd, &message, MSG_CMSG_CLOEXEC);
     if (n < 0 && errno == EINTR) continue;
     if (n < 0) return errno_error("cannot read from the node daemon");
-    if (n == 0) return Error{ErrorCode::kUnavailable, "the node daemon closed the connection during registration"};
+    if (n == 0)
+      return Error{ErrorCode::kUnavailable, "the node daemon closed the connection during registration"};
     for (cmsghdr* c = CMSG_FIRSTHDR(&message); c != nullptr; c = CMSG_NXTHDR(&message, c)) {
       if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS) continue;
       size_t count = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
@@ -74,7 +75,8 @@ Result<std::string> read_frame(int fd, std::vector<UniqueFd>& fds) {
     if (!have_size && received.size() == sizeof(uint32_t)) {
       uint32_t size;
       std::memcpy(&size, received.data(), sizeof size);
-      if (size > kWelcomeBytesMax) return Error{ErrorCode::kCorrupt, "the node daemon's greeting is malformed"};
+      if (size > kWelcomeBytesMax)
+        return Error{ErrorCode::kCorrupt, "the node daemon's greeting is malformed"};
       have_size = true;
       wanted += size;
     }
@@ -195,7 +197,8 @@ void Runtime::service_main() {
       exiting_.store(true, std::memory_order_release);
       if (is_worker_) _exit(1);  // its objects, leases and owner's links went with the daemon
       daemon_.state = Peer::State::kDead;
-      std::vector<std::pair<uint64_t, std::function<void(const wire::ControlReply&)>>> calls(calls_.begin(), calls_.end());
+      std::vector<std::pair<uint64_t, std::function<void(const wire::ControlReply&)>>> calls(calls_.begin(),
+                                                                                             calls_.end());
       calls_.clear();
       for (auto& [id, then] : calls)
         then({id, false, static_cast<uint8_t>(ErrorCode::kUnavailable), "the node daemon is gone"});
@@ -246,7 +249,8 @@ void Runtime::read_one(uint32_t link_index) {
       },
       kRecordsPerTurn);
   if (!handled) {
-    if (!daemon) peer_died(peer->address, {wire::DeathKind::kUnknown, 0, 0, 0, handled.error().message, {}, {}});
+    if (!daemon)
+      peer_died(peer->address, {wire::DeathKind::kUnknown, 0, 0, 0, handled.error().message, {}, {}});
     return;
   }
   if (!peer->link) return;
@@ -294,7 +298,8 @@ void Runtime::dispatch(Peer* from, uint16_t type, std::span<const uint8_t> body)
     case RecordType::kTaskReturned: {
       auto returned = reader.get<wire::TaskReturned>();
       TaskRecord* task = task_of(returned.token);
-      if (!reader.ok() || task == nullptr || task->state != TaskState::kPushed || task->worker != from) return;
+      if (!reader.ok() || task == nullptr || task->state != TaskState::kPushed || task->worker != from)
+        return;
       remove_in_flight(task);
       enqueue(task);
       return;
@@ -505,8 +510,7 @@ void Runtime::dispatch_daemon(uint16_t type, std::span<const uint8_t> body) {
         logs_ready_.notify_one();
       }
       return;
-    default:
-      return;  // a newer daemon's message; both ends compared versions, so this does not happen
+    default: return;  // a newer daemon's message; both ends compared versions, so this does not happen
   }
 }
 
@@ -523,7 +527,8 @@ void Runtime::send(Peer* peer, uint16_t type, rpc::Urgency urgency,
     return;
   }
   std::string body;
-  for (std::span<const uint8_t> part : parts) body.append(reinterpret_cast<const char*>(part.data()), part.size());
+  for (std::span<const uint8_t> part : parts)
+    body.append(reinterpret_cast<const char*>(part.data()), part.size());
   peer->waiting.push_back({type, urgency, std::move(body)});
   if (peer->state == Peer::State::kUnknown) {
     peer->state = Peer::State::kOpening;
@@ -683,10 +688,12 @@ void Runtime::call_control(wire::ControlMethod method, std::string body,
     return;
   }
   calls_[id] = std::move(then);
-  send_daemon(MessageType::kControlCall, wire::ControlCall{id, static_cast<uint16_t>(method), std::move(body)});
+  send_daemon(MessageType::kControlCall,
+              wire::ControlCall{id, static_cast<uint16_t>(method), std::move(body)});
 }
 
-Result<std::string> Runtime::control_call(wire::ControlMethod method, std::string body, Clock::time_point until) {
+Result<std::string> Runtime::control_call(wire::ControlMethod method, std::string body,
+                                          Clock::time_point until) {
   struct State {
     WaitWord done;
     wire::ControlReply reply;

@@ -16,8 +16,8 @@
 
 #include "store/client/client.h"
 #include "wire/archive.h"
-#include "wire/value.h"
 #include "wire/control_messages.h"
+#include "wire/value.h"
 #include "worker/mailbox.h"
 #include "worker/peer.h"
 #include "worker/task_record.h"
@@ -27,7 +27,7 @@ namespace skate::worker {
 using Clock = Mailbox::Clock;
 
 struct ConnectOptions {
-  std::string socket_path;         ///< of the node daemon
+  std::string socket_path;  ///< of the node daemon
   wire::Hello hello;
 };
 
@@ -50,10 +50,10 @@ struct Waiter {
 
 /// One result, item or put value, on its way out of this process.
 struct OutgoingValue {
-  BlobPtr inline_value;            ///< or, if null, the object was stored under its id
+  BlobPtr inline_value;  ///< or, if null, the object was stored under its id
   uint64_t size_bytes = 0;
   bool is_error = false;
-  std::vector<Entry*> contained;   ///< refs inside; each holds one pin, given to the runtime
+  std::vector<Entry*> contained;  ///< refs inside; each holds one pin, given to the runtime
 };
 
 /// A value ready to be decoded; holds what its bytes need.
@@ -86,7 +86,7 @@ struct IncomingTask {
   std::shared_ptr<const wire::LeaseInfo> lease;
   std::atomic<bool> cancelled{false};
   std::optional<wire::CreateActor> create;  ///< set: run this constructor
-  std::vector<Entry*> borrowed;      ///< refs that came inside its arguments; pinned until it ends
+  std::vector<Entry*> borrowed;             ///< refs that came inside its arguments; pinned until it ends
   uint64_t stream_items = 0;
   std::atomic<uint64_t> stream_consumed{0};
   int64_t begun_ns = 0;
@@ -121,7 +121,8 @@ class Runtime final : private OwnershipEffects {
   void drop_handles(std::span<Entry* const> entries);
   void pin(Entry* entry);
   void unpin_all(std::span<Entry* const> entries);
-  /// Handles for refs that a decoded value holds: one of the object `outer`, or (null) of an argument of `task`.
+  /// Handles for refs that a decoded value holds: one of the object `outer`, or (null) of an argument of
+  /// `task`.
   std::vector<Entry*> adopt_refs(std::span<const wire::ObjectRecord> refs, Entry* outer, IncomingTask* task);
   wire::Address owner_of(const Entry* entry) const;
   /// Pins the objects of these refs, which somebody holds handles of.
@@ -143,7 +144,7 @@ class Runtime final : private OwnershipEffects {
   // --- tasks ---------------------------------------------------------------------------------
   std::shared_ptr<const Function> define_function(std::string blob, std::string name);
   struct Submitted {
-    std::vector<Entry*> returns;       ///< one handle each for the caller
+    std::vector<Entry*> returns;  ///< one handle each for the caller
     std::shared_ptr<Stream> stream;
   };
   Submitted submit(std::shared_ptr<const TaskSpec> spec, std::vector<Argument> arguments,
@@ -156,10 +157,11 @@ class Runtime final : private OwnershipEffects {
   void abandon_stream(const std::shared_ptr<Stream>& stream);
 
   // --- actors --------------------------------------------------------------------------------
-  /// Registers the actor (blocks for control's answer when it is named), places it when the arguments are ready.
+  /// Registers the actor (blocks for control's answer when it is named), places it when the arguments are
+  /// ready.
   struct CreatedActor {
     ActorId actor;
-    Entry* handle = nullptr;           ///< counts handles; null for actors that are not counted
+    Entry* handle = nullptr;  ///< counts handles; null for actors that are not counted
     wire::ActorInfo info;
     bool existed = false;
   };
@@ -190,8 +192,8 @@ class Runtime final : private OwnershipEffects {
   void set_event_fd(int fd);
   void serve_group(const std::string& group);
   /// Sends the results. Then the task is forgotten here.
-  void finish(const std::shared_ptr<IncomingTask>& task, wire::TaskStatus status, std::vector<OutgoingValue> results,
-              bool worker_exits);
+  void finish(const std::shared_ptr<IncomingTask>& task, wire::TaskStatus status,
+              std::vector<OutgoingValue> results, bool worker_exits);
   void finish_actor_creation(const std::shared_ptr<IncomingTask>& task, bool ok, BlobPtr error);
   /// Sends one item; false when the consumer is gone and the generator should end.
   bool send_item(const std::shared_ptr<IncomingTask>& task, OutgoingValue value);
@@ -303,7 +305,8 @@ class Runtime final : private OwnershipEffects {
   BlobPtr actor_error(const ActorClient& client, const wire::Death& death, bool gone) const;
   void place_actor(TaskRecord* task, const wire::Death* failure);
   void ask_actor(ActorClient* client);
-  void call_control(wire::ControlMethod method, std::string body, std::function<void(const wire::ControlReply&)> then);
+  void call_control(wire::ControlMethod method, std::string body,
+                    std::function<void(const wire::ControlReply&)> then);
 
   // executing (execute.cc)
   void accept_task(Peer* from, std::span<const uint8_t> body);
@@ -339,7 +342,7 @@ class Runtime final : private OwnershipEffects {
   mutable std::mutex mutex_;
   ObjectTable objects_;
   std::map<WorkerId, std::unique_ptr<Peer>> peers_;
-  std::vector<Peer*> links_;                 // by link index
+  std::vector<Peer*> links_;  // by link index
   Peer daemon_;
   std::vector<Peer*> dirty_;
   std::map<std::pair<Peer*, uint64_t>, std::vector<Entry*>> untaken_results_;
@@ -353,8 +356,8 @@ class Runtime final : private OwnershipEffects {
   std::map<std::string, std::unique_ptr<Shape>> shapes_;
   std::map<uint64_t, Shape*> shapes_by_id_;
   std::map<uint64_t, std::unique_ptr<Lease>> leases_;
-  uint32_t pipelined_ = 0;                   // leases with more than one task in flight
-  std::set<Shape*> hungry_;                  // shapes with queued tasks
+  uint32_t pipelined_ = 0;   // leases with more than one task in flight
+  std::set<Shape*> hungry_;  // shapes with queued tasks
   std::map<ActorId, std::unique_ptr<ActorClient>> actors_;
   boost::unordered_flat_map<ObjectId, std::vector<TaskRecord*>, IdHash<ObjectId>> dependents_;
 

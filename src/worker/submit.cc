@@ -139,7 +139,8 @@ void Runtime::dependency_ready(TaskRecord* task) {
   for (Argument& argument : task->arguments) {
     if (argument.ref != nullptr && argument.ref->is_error) {
       if (task->creation) {
-        wire::Death cause{wire::DeathKind::kNeverCreated, 0, 0, 0, "an argument of its constructor failed", {}, {}};
+        wire::Death cause{wire::DeathKind::kNeverCreated,          0,  0, 0,
+                          "an argument of its constructor failed", {}, {}};
         if (argument.ref->value) {
           std::span<const uint8_t> value = argument.ref->value->bytes();
           cause.error_value.assign(reinterpret_cast<const char*>(value.data()), value.size());
@@ -147,8 +148,9 @@ void Runtime::dependency_ready(TaskRecord* task) {
         place_actor(task, &cause);
         return;
       }
-      fail_task(task, argument.ref->value ? argument.ref->value
-                                          : lost_object_error(argument.ref->id, "it is an error that was stored"));
+      fail_task(task, argument.ref->value
+                          ? argument.ref->value
+                          : lost_object_error(argument.ref->id, "it is an error that was stored"));
       return;
     }
   }
@@ -191,7 +193,8 @@ void Runtime::pump(Shape* shape) {
     // No further lease is to be had, and the tasks are short: let some wait at the workers.
     if (shape->run_ns >= 0 && shape->run_ns < kShortTaskNs && !shape->leases.empty() &&
         now_ns() - shape->demand_changed_ns > kShortageNs) {
-      size_t depth = std::clamp<size_t>(static_cast<size_t>(kShortTaskNs / (shape->run_ns + 1000)), 1, kInFlightMax);
+      size_t depth =
+          std::clamp<size_t>(static_cast<size_t>(kShortTaskNs / (shape->run_ns + 1000)), 1, kInFlightMax);
       bool progress = true;
       for (size_t level = 1; level < depth && progress && !shape->queue.empty(); level += 8) {
         progress = false;
@@ -215,13 +218,15 @@ void Runtime::pump(Shape* shape) {
 }
 
 void Runtime::update_demand(Shape* shape, bool exact) {
-  uint32_t wanted = static_cast<uint32_t>(std::min<size_t>(shape->leases.size() + shape->queue.size(), kDemandMax));
+  uint32_t wanted =
+      static_cast<uint32_t>(std::min<size_t>(shape->leases.size() + shape->queue.size(), kDemandMax));
   for (Lease* lease : shape->leases)
     if (lease->in_flight.empty() && wanted > 0 && !shape->queue.empty()) --wanted;
   if (wanted == shape->demand) return;
   int64_t now = now_ns();
   // Growth is told in powers of two, or a millisecond after the last change: a burst is a few messages.
-  if (!exact && wanted > shape->demand && wanted < 2 * shape->demand && now - shape->demand_changed_ns < 1'000'000)
+  if (!exact && wanted > shape->demand && wanted < 2 * shape->demand &&
+      now - shape->demand_changed_ns < 1'000'000)
     return;
   shape->demand = wanted;
   shape->demand_changed_ns = now;
@@ -249,8 +254,8 @@ void Runtime::lease_granted(const wire::LeaseGrant& grant) {
   found->second->leases.push_back(lease.get());
   found->second->demand_changed_ns = lease->idle_since_ns;
   leases_[grant.lease_id] = std::move(lease);
-  std::string info = wire::encode(
-      wire::LeaseInfo{found->second->description.resources, grant.instances, found->second->description.runtime_env});
+  std::string info = wire::encode(wire::LeaseInfo{found->second->description.resources, grant.instances,
+                                                  found->second->description.runtime_env});
   send(worker, static_cast<uint16_t>(RecordType::kLeaseInfo), rpc::Urgency::kLazy,
        {std::span(reinterpret_cast<const uint8_t*>(info.data()), info.size())});
   pump(found->second);
@@ -282,7 +287,8 @@ void Runtime::push_to_lease(TaskRecord* task, Lease* lease) {
   task->lease = lease;
   if (lease->in_flight.empty()) lease->progress_ns = now_ns();
   lease->in_flight.push_back(task);
-  if (lease->in_flight.size() == 2 && ++pipelined_ == 1) mailbox_->poke_service();  // it must watch for overstays
+  if (lease->in_flight.size() == 2 && ++pipelined_ == 1)
+    mailbox_->poke_service();  // it must watch for overstays
   push(task, worker, claim);
 }
 
@@ -328,7 +334,8 @@ void Runtime::push(TaskRecord* task, Peer* worker, uint32_t claim) {
     }
   }
   if (claim != wire::kNoClaim && worker->link)
-    worker->link->own_claim(claim).store(rpc::claim_word(claim, rpc::Claim::kOffered), std::memory_order_release);
+    worker->link->own_claim(claim).store(rpc::claim_word(claim, rpc::Claim::kOffered),
+                                         std::memory_order_release);
 
   static thread_local std::string out;
   out.clear();
@@ -537,7 +544,8 @@ void Runtime::stream_item(Peer* from, std::span<const uint8_t> body) {
   accept_result(entry, *result, from, foreign);
   if (!foreign.empty()) {
     objects_.pin(entry);
-    if (objects_.register_then(foreign, from, {Obligation::Kind::kUnpin, nullptr, 0, id})) objects_.unpin(entry);
+    if (objects_.register_then(foreign, from, {Obligation::Kind::kUnpin, nullptr, 0, id}))
+      objects_.unpin(entry);
   }
   stream.items.push_back(entry);
   if (!stream.waiters.empty()) fire(stream.waiters);
@@ -581,7 +589,8 @@ WaitOutcome Runtime::next_item(Stream& stream, Clock::time_point until, Entry** 
     entry->handles.fetch_add(1, std::memory_order_relaxed);
     objects_.unpin(entry);
     *item = entry;
-    if (stream.task != nullptr && stream.task->spec->backpressure >= 0 && stream.task->state == TaskState::kPushed)
+    if (stream.task != nullptr && stream.task->spec->backpressure >= 0 &&
+        stream.task->state == TaskState::kPushed)
       send_flat(stream.task->worker, RecordType::kStreamCredit, rpc::Urgency::kUrgent,
                 wire::StreamCredit{stream.task->token(), stream.consumed});
     flush();
@@ -643,13 +652,13 @@ void Runtime::cancel_task(TaskRecord* task, bool force, bool recursive) {
       send_flat(task->worker, RecordType::kCancelTask, rpc::Urgency::kUrgent,
                 wire::CancelTask{task->token(), task->id, recursive, {}});
       if (force && task->actor == nullptr) {
-        std::string body = wire::encode(wire::KillWorker{task->worker->address, true, "cancelled with force=True"});
+        std::string body =
+            wire::encode(wire::KillWorker{task->worker->address, true, "cancelled with force=True"});
         send(&daemon_, static_cast<uint16_t>(wire::MessageType::kKillWorker), rpc::Urgency::kUrgent,
              {std::span(reinterpret_cast<const uint8_t*>(body.data()), body.size())});
       }
       return;
-    case TaskState::kDone:
-      return;
+    case TaskState::kDone: return;
   }
 }
 

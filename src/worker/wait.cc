@@ -222,7 +222,8 @@ void Runtime::encode_result(std::string& out, const OutgoingValue& value) const 
 }
 
 /// `entry` may be null: the object is no longer wanted, but what came with it must be given back.
-void Runtime::accept_result(Entry* entry, const ParsedResult& result, Peer* from, std::vector<Entry*>& foreign) {
+void Runtime::accept_result(Entry* entry, const ParsedResult& result, Peer* from,
+                            std::vector<Entry*>& foreign) {
   std::vector<Entry*> inner;
   for (const wire::ObjectRecord& record : result.contained) {
     Peer* owner = peer_of(record.owner);
@@ -252,7 +253,8 @@ void Runtime::answer_get(Peer* to, Entry* entry) {
   std::string out;
   wire::RecordWriter writer(out);
   bool is_inline = entry->state.load() == ObjectState::kInline;
-  writer.put(wire::ObjectValue{entry->id, is_inline ? wire::ValueStatus::kInline : wire::ValueStatus::kStored, {}});
+  writer.put(
+      wire::ObjectValue{entry->id, is_inline ? wire::ValueStatus::kInline : wire::ValueStatus::kStored, {}});
   writer.align();
   OutgoingValue value;
   value.inline_value = entry->value;
@@ -300,7 +302,8 @@ Result<ReadyValue> Runtime::read(Entry* entry, Clock::time_point until) {
     store_calls_.erase(id);
     if (!done) return Error{ErrorCode::kTimeout, "the object is still being restored from disk"};
     if (!reply.ok)
-      return ReadyValue{lost_object_error(entry->id, "it could not be restored from disk: " + reply.message), nullptr};
+      return ReadyValue{lost_object_error(entry->id, "it could not be restored from disk: " + reply.message),
+                        nullptr};
   }
 }
 
@@ -390,7 +393,8 @@ void Runtime::unpin_all(std::span<Entry* const> entries) {
   flush();
 }
 
-std::vector<Entry*> Runtime::adopt_refs(std::span<const wire::ObjectRecord> refs, Entry* outer, IncomingTask* task) {
+std::vector<Entry*> Runtime::adopt_refs(std::span<const wire::ObjectRecord> refs, Entry* outer,
+                                        IncomingTask* task) {
   std::vector<Entry*> adopted;
   adopted.reserve(refs.size());
   std::vector<Entry*> unknown;
@@ -433,8 +437,9 @@ Entry* Runtime::find_or_lost(const ObjectId& id) {
   Entry* entry = objects_.find(id);
   if (entry == nullptr) {
     entry = objects_.create(id);
-    entry->value = lost_object_error(id, "no process of this cluster gave it to this one; a ref must travel as a "
-                                         "ref, inside an argument, a result or an object");
+    entry->value = lost_object_error(id,
+                                     "no process of this cluster gave it to this one; a ref must travel as a "
+                                     "ref, inside an argument, a result or an object");
     entry->is_error = true;
     entry->state.store(ObjectState::kInline, std::memory_order_release);
   }

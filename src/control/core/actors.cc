@@ -26,7 +26,8 @@ std::string display_name(const wire::ActorInfo& info) {
 /// Deaths after which no restart is asked for: the actor ended because it was meant to, or cannot begin.
 bool is_final(DeathKind kind) {
   return kind == DeathKind::kIntended || kind == DeathKind::kOwnerDied || kind == DeathKind::kConstructor ||
-         kind == DeathKind::kEnvironment || kind == DeathKind::kUnschedulable || kind == DeathKind::kNeverCreated;
+         kind == DeathKind::kEnvironment || kind == DeathKind::kUnschedulable ||
+         kind == DeathKind::kNeverCreated;
 }
 
 }  // namespace
@@ -96,7 +97,8 @@ Result<wire::RegisterActorReply> ActorTable::add(const wire::RegisterActor& requ
 
 Result<void> ActorTable::place(const wire::PlaceActor& request, const std::string& job_json, Outbox& out) {
   ActorRecord* actor = find(request.spec.actor);
-  if (actor == nullptr) return Error{ErrorCode::kNotFound, "actor " + request.spec.actor.hex() + " was never registered"};
+  if (actor == nullptr)
+    return Error{ErrorCode::kNotFound, "actor " + request.spec.actor.hex() + " was never registered"};
   if (actor->placed || actor->info.state == ActorState::kDead) return {};  // repeated, or killed meanwhile
   if (request.failed) {
     die(*actor, request.cause, false, out);
@@ -127,15 +129,20 @@ void ActorTable::start(ActorRecord& actor, Outbox& out) {
   const ActorSpecRecord& spec = specs_.at(actor.info.actor);
   std::vector<NodeView> views = nodes_.views();
   for (NodeView& view : views) view.actors = living_on(view.node);
-  const wire::Resources& need = spec.spec.placement_resources.empty() ? spec.spec.resources : spec.spec.placement_resources;
+  const wire::Resources& need =
+      spec.spec.placement_resources.empty() ? spec.spec.resources : spec.spec.placement_resources;
   const SchedulingWish wish = parse_scheduling(spec.spec.scheduling);
   const std::optional<NodeId> node = choose_node(views, need, wish);
   if (!node) {
     const bool never = wish.node && !wish.soft && (!nodes_.usable(*wish.node));
     if (never) {
-      die(actor, death(DeathKind::kUnschedulable, "the node " + wish.node->hex() + " that the actor must live on does not exist"), false, out);
+      die(actor,
+          death(DeathKind::kUnschedulable,
+                "the node " + wish.node->hex() + " that the actor must live on does not exist"),
+          false, out);
     } else if (actor.stop == StopWish::kDrain) {
-      die(actor, death(DeathKind::kIntended, "every handle was gone before a node could hold the actor"), false, out);
+      die(actor, death(DeathKind::kIntended, "every handle was gone before a node could hold the actor"),
+          false, out);
     } else {
       waiting_.insert(actor.info.actor);
     }
@@ -145,7 +152,8 @@ void ActorTable::start(ActorRecord& actor, Outbox& out) {
   actor.node = *node;
   by_node_[*node].insert(actor.info.actor);
   out.put(Table::kActors, actor.info.actor, actor);
-  out.send(*node, wire::NodeCommand::kStartActor, wire::StartActor{spec.spec, actor.info.incarnation, spec.job_json});
+  out.send(*node, wire::NodeCommand::kStartActor,
+           wire::StartActor{spec.spec, actor.info.incarnation, spec.job_json});
 }
 
 void ActorTable::place_waiting(Outbox& out) {
@@ -180,7 +188,8 @@ void ActorTable::created(const NodeId& from, const wire::ActorCreatedReport& rep
                                         report.incarnation != actor->info.incarnation || actor->node != from);
     if (unwanted)
       out.send(from, wire::NodeCommand::kStopActor,
-               wire::StopActor{report.actor, report.incarnation, false, death(DeathKind::kKilled, "the actor is dead or lives elsewhere")});
+               wire::StopActor{report.actor, report.incarnation, false,
+                               death(DeathKind::kKilled, "the actor is dead or lives elsewhere")});
     return;
   }
   if (!report.ok) {
@@ -192,8 +201,10 @@ void ActorTable::created(const NodeId& from, const wire::ActorCreatedReport& rep
   actor->info.address = report.address;
   actor->info.pid = report.pid;
   by_worker_[report.address.worker] = report.actor;
-  if (actor->stop == StopWish::kDrain) send_stop(*actor, true, death(DeathKind::kIntended, "every handle to it is gone"), out);
-  if (actor->stop == StopWish::kRestart) send_stop(*actor, false, death(DeathKind::kKilled, "it was killed"), out);
+  if (actor->stop == StopWish::kDrain)
+    send_stop(*actor, true, death(DeathKind::kIntended, "every handle to it is gone"), out);
+  if (actor->stop == StopWish::kRestart)
+    send_stop(*actor, false, death(DeathKind::kKilled, "it was killed"), out);
   changed(*actor, out);
 }
 
@@ -212,7 +223,8 @@ void ActorTable::end_life(ActorRecord& actor, Death cause, Outbox& out) {
   const WorkerId worker = actor.info.address.worker;
   const bool wanted = actor.stop == StopWish::kRestart;
   const bool ends = is_final(cause.kind) && !wanted;
-  const bool may_restart = actor.info.restarts_left != 0 && actor.placed && !actor.relearnt && actor.stop != StopWish::kDrain;
+  const bool may_restart =
+      actor.info.restarts_left != 0 && actor.placed && !actor.relearnt && actor.stop != StopWish::kDrain;
   if (ends || !may_restart) {
     die(actor, std::move(cause), false, out);
     return;
@@ -264,7 +276,8 @@ void ActorTable::settle(Outbox& out) {
     for (const ActorId& id : orphans) {
       std::string message = "its owner is gone";
       if (!why.empty()) message += ": " + why;
-      if (ActorRecord* actor = find(id)) die(*actor, death(DeathKind::kOwnerDied, std::move(message)), true, out);
+      if (ActorRecord* actor = find(id))
+        die(*actor, death(DeathKind::kOwnerDied, std::move(message)), true, out);
     }
   }
   while (dead_.size() > kDeadKept) {
@@ -287,7 +300,8 @@ void ActorTable::remember_dead_worker(const WorkerId& worker) {
 
 void ActorTable::send_stop(const ActorRecord& actor, bool graceful, const Death& reason, Outbox& out) {
   if (actor.node.is_nil() || !nodes_.usable(actor.node)) return;
-  out.send(actor.node, wire::NodeCommand::kStopActor, wire::StopActor{actor.info.actor, actor.info.incarnation, graceful, reason});
+  out.send(actor.node, wire::NodeCommand::kStopActor,
+           wire::StopActor{actor.info.actor, actor.info.incarnation, graceful, reason});
 }
 
 Result<void> ActorTable::kill(const wire::KillActor& request, Outbox& out) {
@@ -319,12 +333,14 @@ void ActorTable::out_of_scope(const ActorId& id, Outbox& out) {
   if (actor == nullptr || actor->info.state == ActorState::kDead || actor->stop == StopWish::kDrain) return;
   actor->stop = StopWish::kDrain;
   if (waiting_.contains(id)) {
-    die(*actor, death(DeathKind::kIntended, "every handle was gone before a node could hold the actor"), false, out);
+    die(*actor, death(DeathKind::kIntended, "every handle was gone before a node could hold the actor"),
+        false, out);
     settle(out);
     return;
   }
   // One that is being created takes its queued calls first: it is told when it is alive.
-  if (actor->info.state == ActorState::kAlive) send_stop(*actor, true, death(DeathKind::kIntended, "every handle to it is gone"), out);
+  if (actor->info.state == ActorState::kAlive)
+    send_stop(*actor, true, death(DeathKind::kIntended, "every handle to it is gone"), out);
   out.put(Table::kActors, id, *actor);
 }
 
@@ -342,11 +358,13 @@ bool ActorTable::owned_by_detached(const ActorRecord& actor) const {
 void ActorTable::job_finished(const JobId& job, const WorkerId& driver, Outbox& out) {
   std::vector<ActorId> ending;
   for (const auto& [id, actor] : actors_) {
-    if (actor.info.job == job && actor.info.state != ActorState::kDead && !owned_by_detached(actor)) ending.push_back(id);
+    if (actor.info.job == job && actor.info.state != ActorState::kDead && !owned_by_detached(actor))
+      ending.push_back(id);
   }
   std::sort(ending.begin(), ending.end());
   for (const ActorId& id : ending) {
-    if (ActorRecord* actor = find(id)) die(*actor, death(DeathKind::kOwnerDied, "its job has ended"), true, out);
+    if (ActorRecord* actor = find(id))
+      die(*actor, death(DeathKind::kOwnerDied, "its job has ended"), true, out);
   }
   if (!driver.is_nil()) owner_died(driver, "its job has ended");
   settle(out);
@@ -354,10 +372,12 @@ void ActorTable::job_finished(const JobId& job, const WorkerId& driver, Outbox& 
 
 void ActorTable::node_died(const NodeId& node, Outbox& out) {
   std::vector<ActorId> lost;
-  if (const auto found = by_node_.find(node); found != by_node_.end()) lost.assign(found->second.begin(), found->second.end());
+  if (const auto found = by_node_.find(node); found != by_node_.end())
+    lost.assign(found->second.begin(), found->second.end());
   for (const ActorId& id : lost) {
     ActorRecord* actor = find(id);
-    if (actor != nullptr && actor->node == node) end_life(*actor, death(DeathKind::kNodeLost, "its node " + node.hex() + " was lost"), out);
+    if (actor != nullptr && actor->node == node)
+      end_life(*actor, death(DeathKind::kNodeLost, "its node " + node.hex() + " was lost"), out);
   }
   // Owners on that node are gone, too, whatever they were.
   std::set<WorkerId> owners;
@@ -388,11 +408,12 @@ void ActorTable::node_registered(const wire::RegisterNode& info, Outbox& out) {
         continue;
       }
     }
-    const bool current = actor != nullptr && actor->info.state != ActorState::kDead && actor->node == info.node &&
-                         actor->info.incarnation == live.incarnation;
+    const bool current = actor != nullptr && actor->info.state != ActorState::kDead &&
+                         actor->node == info.node && actor->info.incarnation == live.incarnation;
     if (!current) {
       out.send(info.node, wire::NodeCommand::kStopActor,
-               wire::StopActor{live.actor, live.incarnation, false, death(DeathKind::kKilled, "the actor is dead or lives elsewhere")});
+               wire::StopActor{live.actor, live.incarnation, false,
+                               death(DeathKind::kKilled, "the actor is dead or lives elsewhere")});
     } else if (live.state == ActorState::kAlive && actor->info.state != ActorState::kAlive) {
       wire::ActorCreatedReport report;
       report.actor = live.actor;
@@ -407,7 +428,8 @@ void ActorTable::node_registered(const wire::RegisterNode& info, Outbox& out) {
   // incarnation may come twice, and so may states of actors.
   for (const auto& [id, nodes] : subscribers_) {
     if (!nodes.contains(info.node)) continue;
-    out.send(info.node, wire::NodeCommand::kPublish, wire::Publish{wire::ControlTopic::kActor, {}, wire::encode(actors_.at(id).info)});
+    out.send(info.node, wire::NodeCommand::kPublish,
+             wire::Publish{wire::ControlTopic::kActor, {}, wire::encode(actors_.at(id).info)});
   }
   const auto found = by_node_.find(info.node);
   if (found == by_node_.end()) return;
@@ -415,10 +437,12 @@ void ActorTable::node_registered(const wire::RegisterNode& info, Outbox& out) {
     const ActorRecord& actor = actors_.at(id);
     if (actor.info.state != ActorState::kAlive && !actor.relearnt) {
       const ActorSpecRecord& spec = specs_.at(id);
-      out.send(info.node, wire::NodeCommand::kStartActor, wire::StartActor{spec.spec, actor.info.incarnation, spec.job_json});
+      out.send(info.node, wire::NodeCommand::kStartActor,
+               wire::StartActor{spec.spec, actor.info.incarnation, spec.job_json});
     }
     if (actor.info.state != ActorState::kAlive) continue;
-    if (actor.stop == StopWish::kRestart) send_stop(actor, false, death(DeathKind::kKilled, "it was killed"), out);
+    if (actor.stop == StopWish::kRestart)
+      send_stop(actor, false, death(DeathKind::kKilled, "it was killed"), out);
     if (actor.stop == StopWish::kDrain)
       send_stop(actor, true, death(DeathKind::kIntended, "every handle to it is gone"), out);
   }
@@ -431,10 +455,12 @@ Result<wire::ActorInfo> ActorTable::get(const ActorId& id, const NodeId& asking)
   return actor->info;
 }
 
-Result<wire::ActorInfo> ActorTable::get_named(const std::string& name_space, const std::string& name, const NodeId& asking) {
+Result<wire::ActorInfo> ActorTable::get_named(const std::string& name_space, const std::string& name,
+                                              const NodeId& asking) {
   const auto found = names_.find({name_space, name});
   if (found == names_.end())
-    return Error{ErrorCode::kNotFound, "there is no actor named '" + name + "' in namespace '" + name_space + "'"};
+    return Error{ErrorCode::kNotFound,
+                 "there is no actor named '" + name + "' in namespace '" + name_space + "'"};
   return get(found->second, asking);
 }
 
@@ -452,7 +478,8 @@ void ActorTable::recover(ActorRecord record) {
     dead_.push_back(id);
   } else {
     if (!record.info.name.empty()) names_[{record.info.name_space, record.info.name}] = id;
-    if (!record.info.detached && !record.info.owner.worker.is_nil()) owned_[record.info.owner.worker].insert(id);
+    if (!record.info.detached && !record.info.owner.worker.is_nil())
+      owned_[record.info.owner.worker].insert(id);
     if (record.info.state == ActorState::kAlive) by_worker_[record.info.address.worker] = id;
     if (!record.node.is_nil()) {
       by_node_[record.node].insert(id);
@@ -475,7 +502,8 @@ std::set<NodeId> ActorTable::recovered_nodes() const {
   std::set<NodeId> out;
   for (const auto& [node, actors] : by_node_) out.insert(node);
   for (const auto& [id, actor] : actors_) {
-    if (actor.info.state != ActorState::kDead && !actor.info.owner.node.is_nil()) out.insert(actor.info.owner.node);
+    if (actor.info.state != ActorState::kDead && !actor.info.owner.node.is_nil())
+      out.insert(actor.info.owner.node);
   }
   return out;
 }
@@ -485,7 +513,8 @@ std::string ActorTable::check() const {
   for (const auto& [id, actor] : actors_) {
     const std::string who = display_name(actor.info);
     const int64_t used = static_cast<int64_t>(actor.info.incarnation);
-    if (!actor.relearnt && actor.max_restarts >= 0 && used > actor.max_restarts) return who + " restarted too often";
+    if (!actor.relearnt && actor.max_restarts >= 0 && used > actor.max_restarts)
+      return who + " restarted too often";
     const auto name = names_.find({actor.info.name_space, actor.info.name});
     const bool holds_name = name != names_.end() && name->second == id;
     if (actor.info.state == ActorState::kDead) {
@@ -501,7 +530,8 @@ std::string ActorTable::check() const {
       if (!holds_name) return who + " has lost its name";
     }
     if (actor.info.state == ActorState::kAlive && actor.node.is_nil()) return who + " is alive nowhere";
-    if (actor.info.state == ActorState::kAlive && by_worker_.find(actor.info.address.worker) == by_worker_.end())
+    if (actor.info.state == ActorState::kAlive &&
+        by_worker_.find(actor.info.address.worker) == by_worker_.end())
       return who + " is alive and its worker unknown";
     if (!actor.node.is_nil()) {
       ++starting_or_alive;
@@ -509,7 +539,8 @@ std::string ActorTable::check() const {
       if (on == by_node_.end() || !on->second.contains(id)) return who + " is missing on its node";
       if (nodes_.dead(actor.node)) return who + " lives on a dead node";
     }
-    if (actor.placed && actor.node.is_nil() && !waiting_.contains(id)) return who + " is placed, nowhere, and waits for nothing";
+    if (actor.placed && actor.node.is_nil() && !waiting_.contains(id))
+      return who + " is placed, nowhere, and waits for nothing";
     if (actor.placed && !actor.relearnt && !specs_.contains(id)) return who + " has lost its spec";
   }
   if (named != names_.size()) return "a name belongs to no living actor";
@@ -520,7 +551,8 @@ std::string ActorTable::check() const {
   for (const auto& [owner, actors] : owned_) {
     for (const ActorId& id : actors) {
       const auto found = actors_.find(id);
-      if (found == actors_.end() || found->second.info.state == ActorState::kDead) return "an owner keeps a dead actor";
+      if (found == actors_.end() || found->second.info.state == ActorState::kDead)
+        return "an owner keeps a dead actor";
     }
   }
   return {};

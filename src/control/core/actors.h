@@ -1,13 +1,15 @@
 // ActorTable: the life of every actor, from its registration to its death. Pure.
 //
-//   register -> Pending --place--> (starting on a node) --created--> Alive --died--> Restarting --created--> Alive
+//   register -> Pending --place--> (starting on a node) --created--> Alive --died--> Restarting --created-->
+//   Alive
 //                  |                     |                             |                 |
-//                  +---- any of: killed, owner died, job ended, constructor failed, restarts used up ----> Dead
+//                  +---- any of: killed, owner died, job ended, constructor failed, restarts used up ---->
+//                  Dead
 //
 // Each life has an incarnation number, from 0; what a node reports about another one than the current is
-// late, and ignored. Guarantees: a name belongs to at most one actor that is not dead; at most one incarnation
-// is the current one, and a new one begins only when the last is known to be gone; restarts never exceed
-// max_restarts. Dead actors are remembered (kDeadKept of them), so that whoever asks late learns why.
+// late, and ignored. Guarantees: a name belongs to at most one actor that is not dead; at most one
+// incarnation is the current one, and a new one begins only when the last is known to be gone; restarts never
+// exceed max_restarts. Dead actors are remembered (kDeadKept of them), so that whoever asks late learns why.
 #pragma once
 
 #include <deque>
@@ -23,17 +25,17 @@ namespace skate::control {
 
 enum class StopWish : uint8_t {
   kNone,
-  kRestart,   ///< killed, but it may restart
-  kDrain,     ///< ends for good when its queued calls are done
+  kRestart,  ///< killed, but it may restart
+  kDrain,    ///< ends for good when its queued calls are done
 };
 
 /// What is logged of an actor at each change. Its spec is logged apart, once.
 struct ActorRecord {
   wire::ActorInfo info;
   int64_t max_restarts{};
-  NodeId node;                ///< where it lives or starts; nil: nowhere
-  bool placed{};              ///< its arguments are ready, the spec is known
-  bool relearnt{};            ///< known from its node only, as the service restarted without a log: cannot restart
+  NodeId node;      ///< where it lives or starts; nil: nowhere
+  bool placed{};    ///< its arguments are ready, the spec is known
+  bool relearnt{};  ///< known from its node only, as the service restarted without a log: cannot restart
   StopWish stop{};
 };
 struct ActorSpecRecord {
@@ -67,7 +69,8 @@ class ActorTable {
   void place_waiting(Outbox& out);
 
   Result<wire::ActorInfo> get(const ActorId& actor, const NodeId& asking);
-  Result<wire::ActorInfo> get_named(const std::string& name_space, const std::string& name, const NodeId& asking);
+  Result<wire::ActorInfo> get_named(const std::string& name_space, const std::string& name,
+                                    const NodeId& asking);
   wire::ListNamedActorsReply list_named(bool all, const std::string& name_space) const;
   const std::unordered_map<ActorId, ActorRecord>& all() const { return actors_; }
   uint64_t living_on(const NodeId& node) const;
@@ -88,7 +91,9 @@ class ActorTable {
   void end_life(ActorRecord& actor, wire::Death cause, Outbox& out);
   void die(ActorRecord& actor, wire::Death cause, bool tell_node, Outbox& out);
   /// Deaths that deaths cause go through a queue: chains of owners may be long.
-  void owner_died(const WorkerId& owner, std::string why) { owner_deaths_.emplace_back(owner, std::move(why)); }
+  void owner_died(const WorkerId& owner, std::string why) {
+    owner_deaths_.emplace_back(owner, std::move(why));
+  }
   void settle(Outbox& out);
   void remember_dead_worker(const WorkerId& worker);
   void leave_node(ActorRecord& actor);
@@ -99,15 +104,15 @@ class ActorTable {
   NodeTable& nodes_;
   std::unordered_map<ActorId, ActorRecord> actors_;
   std::unordered_map<ActorId, ActorSpecRecord> specs_;
-  std::map<std::pair<std::string, std::string>, ActorId> names_;       // of those not dead
-  std::unordered_map<ActorId, std::set<NodeId>> subscribers_;          // kept over death: a node may have missed it
-  std::unordered_map<WorkerId, std::set<ActorId>> owned_;              // not dead, not detached
-  std::unordered_map<WorkerId, ActorId> by_worker_;                    // alive
-  std::map<NodeId, std::set<ActorId>> by_node_;                        // starting or alive
-  std::set<ActorId> waiting_;                                          // placed, but no node holds them
-  std::deque<ActorId> dead_;                                           // oldest first
+  std::map<std::pair<std::string, std::string>, ActorId> names_;  // of those not dead
+  std::unordered_map<ActorId, std::set<NodeId>> subscribers_;  // kept over death: a node may have missed it
+  std::unordered_map<WorkerId, std::set<ActorId>> owned_;      // not dead, not detached
+  std::unordered_map<WorkerId, ActorId> by_worker_;            // alive
+  std::map<NodeId, std::set<ActorId>> by_node_;                // starting or alive
+  std::set<ActorId> waiting_;                                  // placed, but no node holds them
+  std::deque<ActorId> dead_;                                   // oldest first
   std::deque<std::pair<WorkerId, std::string>> owner_deaths_;
-  std::set<WorkerId> dead_workers_;                                    // so that what they asked for late is refused
+  std::set<WorkerId> dead_workers_;  // so that what they asked for late is refused
   std::deque<WorkerId> dead_workers_order_;
 };
 

@@ -34,7 +34,8 @@ class Actors : public testing::Test {
   template <class Reply, class Message>
   Result<Reply> ask(ControlMethod method, const Message& message, std::optional<NodeId> from = {}) {
     out_ = {};
-    Result<std::string> result = core_owner_->handle(from.value_or(node_), method, wire::encode(message), {now_, 1000 + now_}, out_);
+    Result<std::string> result =
+        core_owner_->handle(from.value_or(node_), method, wire::encode(message), {now_, 1000 + now_}, out_);
     EXPECT_EQ(core_owner_->check(), "");
     for (const NodeMessage& sent : out_.messages) sent_.push_back(sent);
     if (!result) return result.error();
@@ -51,7 +52,8 @@ class Actors : public testing::Test {
     message.version = "1.0";
     message.resources = {{"CPU", cpus * wire::kResourceUnit}};
     message.live_actors = std::move(live);
-    Result<wire::RegisterNodeReply> reply = ask<wire::RegisterNodeReply>(ControlMethod::kRegisterNode, message, node);
+    Result<wire::RegisterNodeReply> reply =
+        ask<wire::RegisterNodeReply>(ControlMethod::kRegisterNode, message, node);
     EXPECT_TRUE(reply.ok()) << reply.error().message;
   }
 
@@ -75,8 +77,12 @@ class Actors : public testing::Test {
     message.spec.placement_resources = {{"CPU", wire::kResourceUnit}};
     return message;
   }
-  void add(const wire::RegisterActor& message) { ASSERT_TRUE(ask<wire::RegisterActorReply>(ControlMethod::kRegisterActor, message).ok()); }
-  void place(const wire::RegisterActor& message) { ASSERT_TRUE(ask<wire::Empty>(ControlMethod::kPlaceActor, place_message(message)).ok()); }
+  void add(const wire::RegisterActor& message) {
+    ASSERT_TRUE(ask<wire::RegisterActorReply>(ControlMethod::kRegisterActor, message).ok());
+  }
+  void place(const wire::RegisterActor& message) {
+    ASSERT_TRUE(ask<wire::Empty>(ControlMethod::kPlaceActor, place_message(message)).ok());
+  }
   WorkerId created(const ActorId& id, uint64_t incarnation = 0) {
     wire::ActorCreatedReport report;
     report.actor = id;
@@ -91,7 +97,8 @@ class Actors : public testing::Test {
     place(message);
     return created(message.actor);
   }
-  void died(const WorkerId& worker, const ActorId& id, uint64_t incarnation, DeathKind kind = DeathKind::kSignalled) {
+  void died(const WorkerId& worker, const ActorId& id, uint64_t incarnation,
+            DeathKind kind = DeathKind::kSignalled) {
     wire::WorkerDied report;
     report.worker = {worker, node_};
     report.actor = id;
@@ -100,9 +107,12 @@ class Actors : public testing::Test {
     report.cause.message = "it died";
     EXPECT_TRUE(ask<wire::Empty>(ControlMethod::kWorkerDied, report).ok());
   }
-  wire::ActorInfo info(const ActorId& id) { return *ask<wire::ActorInfo>(ControlMethod::kGetActor, wire::ActorRef{id}); }
+  wire::ActorInfo info(const ActorId& id) {
+    return *ask<wire::ActorInfo>(ControlMethod::kGetActor, wire::ActorRef{id});
+  }
   size_t count(wire::NodeCommand command) const {
-    return static_cast<size_t>(std::count_if(out_.messages.begin(), out_.messages.end(), [&](const NodeMessage& m) { return m.command == command; }));
+    return static_cast<size_t>(std::count_if(out_.messages.begin(), out_.messages.end(),
+                                             [&](const NodeMessage& m) { return m.command == command; }));
   }
   void kill(const ActorId& id, bool no_restart) {
     wire::KillActor message;
@@ -142,7 +152,8 @@ TEST_F(Actors, LivesAndDies) {
 TEST_F(Actors, NamesAreTakenOnceAndFreedOnDeath) {
   const auto first = actor("one");
   const WorkerId worker = live(first);
-  EXPECT_EQ(ask<wire::RegisterActorReply>(ControlMethod::kRegisterActor, actor("one")).error().code, ErrorCode::kExists);
+  EXPECT_EQ(ask<wire::RegisterActorReply>(ControlMethod::kRegisterActor, actor("one")).error().code,
+            ErrorCode::kExists);
   auto other_space = actor("one");
   other_space.name_space = "other";
   add(other_space);
@@ -156,8 +167,13 @@ TEST_F(Actors, NamesAreTakenOnceAndFreedOnDeath) {
   reply = ask<wire::RegisterActorReply>(ControlMethod::kRegisterActor, second);
   EXPECT_TRUE(reply->existed);
   add(actor("one"));
-  EXPECT_EQ(ask<wire::ListNamedActorsReply>(ControlMethod::kListNamedActors, wire::ListNamedActors{true, ""})->names.size(), 2u);
-  EXPECT_EQ(ask<wire::ListNamedActorsReply>(ControlMethod::kListNamedActors, wire::ListNamedActors{false, "other"})->names.size(), 1u);
+  EXPECT_EQ(ask<wire::ListNamedActorsReply>(ControlMethod::kListNamedActors, wire::ListNamedActors{true, ""})
+                ->names.size(),
+            2u);
+  EXPECT_EQ(
+      ask<wire::ListNamedActorsReply>(ControlMethod::kListNamedActors, wire::ListNamedActors{false, "other"})
+          ->names.size(),
+      1u);
 }
 
 TEST_F(Actors, RestartsAreCountedAndEnd) {
@@ -265,7 +281,8 @@ TEST_F(Actors, OwnersTakeTheirActorsAlong) {
   EXPECT_EQ(info(detached.actor).state, ActorState::kAlive);
   auto late = actor();
   late.owner = {child_worker, node_};
-  EXPECT_FALSE(ask<wire::RegisterActorReply>(ControlMethod::kRegisterActor, late).ok()) << "asked for by the dead";
+  EXPECT_FALSE(ask<wire::RegisterActorReply>(ControlMethod::kRegisterActor, late).ok())
+      << "asked for by the dead";
 }
 
 TEST_F(Actors, AnyWorkerCanOwn) {
@@ -285,7 +302,9 @@ TEST_F(Actors, LongChainsOfOwnersNeedNoStack) {
     link.owner = {owner, node_};
     Outbox out;
     ASSERT_TRUE(core_owner_->handle(node_, ControlMethod::kRegisterActor, wire::encode(link), {}, out).ok());
-    ASSERT_TRUE(core_owner_->handle(node_, ControlMethod::kPlaceActor, wire::encode(place_message(link)), {}, out).ok());
+    ASSERT_TRUE(
+        core_owner_->handle(node_, ControlMethod::kPlaceActor, wire::encode(place_message(link)), {}, out)
+            .ok());
     wire::ActorCreatedReport report;
     report.actor = link.actor;
     report.address = {WorkerId::random(), node_};
@@ -377,7 +396,10 @@ TEST_F(Actors, NodeLossRestartsElsewhereAndTheNodeMayNotComeBack) {
   again.node = driver_node;
   again.version = "1.0";
   Outbox ignored;
-  EXPECT_EQ(core_owner_->handle(NodeId(), ControlMethod::kRegisterNode, wire::encode(again), {}, ignored).error().code, ErrorCode::kDenied);
+  EXPECT_EQ(core_owner_->handle(NodeId(), ControlMethod::kRegisterNode, wire::encode(again), {}, ignored)
+                .error()
+                .code,
+            ErrorCode::kDenied);
 }
 
 TEST_F(Actors, ANodeThatComesBackIsToldAgain) {
@@ -400,8 +422,10 @@ TEST_F(Actors, RecoversWhatWasLoggedAndLearnsTheRest) {
   std::map<std::pair<Table, std::string>, std::string> disk;
   auto log = [&](const std::vector<Row>& rows) {
     for (const Row& row : rows) {
-      if (row.value) disk[{row.table, row.key}] = *row.value;
-      else disk.erase({row.table, row.key});
+      if (row.value)
+        disk[{row.table, row.key}] = *row.value;
+      else
+        disk.erase({row.table, row.key});
     }
   };
   core_owner_ = fresh_core();
@@ -436,7 +460,8 @@ TEST_F(Actors, RecoversWhatWasLoggedAndLearnsTheRest) {
   for (const auto& [key, value] : disk) rows.push_back({key.first, key.second, value});
   ASSERT_TRUE(core_owner_->recover(rows, {0, 0}).ok());
   EXPECT_EQ(core_owner_->check(), "");
-  EXPECT_EQ(ask<wire::RegisterJobReply>(ControlMethod::kRegisterJob, job, node_).ok(), true) << "the duplicate's answer was logged";
+  EXPECT_EQ(ask<wire::RegisterJobReply>(ControlMethod::kRegisterJob, job, node_).ok(), true)
+      << "the duplicate's answer was logged";
   EXPECT_EQ(core_owner_->jobs().all().size(), 1u);
   wire::ActorInfo named_info;
   named_info.actor = named.actor;

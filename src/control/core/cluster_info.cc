@@ -11,7 +11,8 @@ std::string dump(const json& value) { return value.dump(-1, ' ', false, json::er
 
 json to_json(const wire::Resources& resources) {
   json out = json::object();
-  for (const auto& [name, amount] : resources) out[name] = static_cast<double>(amount) / static_cast<double>(wire::kResourceUnit);
+  for (const auto& [name, amount] : resources)
+    out[name] = static_cast<double>(amount) / static_cast<double>(wire::kResourceUnit);
   return out;
 }
 
@@ -97,7 +98,8 @@ json jobs(const ControlCore& core) {
 
 json groups(const ControlCore& core) {
   json out = json::object();
-  for (const auto& [id, group] : core.groups().all()) out[id.hex()] = json::parse(core.groups().describe(group).json, nullptr, false);
+  for (const auto& [id, group] : core.groups().all())
+    out[id.hex()] = json::parse(core.groups().describe(group).json, nullptr, false);
   return out;
 }
 

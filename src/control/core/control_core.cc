@@ -14,7 +14,8 @@ uint64_t key_of(const Message& message) {
 }
 
 bool is_repeatable_read(const wire::Kv& kv) {
-  return kv.operation == wire::KvOperation::kGet || kv.operation == wire::KvOperation::kExists || kv.operation == wire::KvOperation::kKeys;
+  return kv.operation == wire::KvOperation::kGet || kv.operation == wire::KvOperation::kExists ||
+         kv.operation == wire::KvOperation::kKeys;
 }
 
 /// Asking again may help after some errors; then the duplicate is a new attempt.
@@ -36,7 +37,8 @@ Result<std::string> encoded(Result<void> result) {
 
 }  // namespace
 
-Result<std::string> ControlCore::handle(const NodeId& from, ControlMethod method, std::string_view body, const Moment& moment, Outbox& out) {
+Result<std::string> ControlCore::handle(const NodeId& from, ControlMethod method, std::string_view body,
+                                        const Moment& moment, Outbox& out) {
   // Decodes, looks the key up, does the work once, and keeps the answer.
   auto with = [&]<class Message>(auto work) -> Result<std::string> {
     Result<Message> message = wire::decode<Message>(body);
@@ -54,13 +56,15 @@ Result<std::string> ControlCore::handle(const NodeId& from, ControlMethod method
     return result;
   };
   auto only_nodes = [&]() -> Result<void> {
-    if (from.is_nil() || !nodes_.usable(from)) return Error{ErrorCode::kDenied, "only a registered node may say this"};
+    if (from.is_nil() || !nodes_.usable(from))
+      return Error{ErrorCode::kDenied, "only a registered node may say this"};
     return {};
   };
 
   switch (method) {
     case ControlMethod::kRegisterNode:
-      return with.operator()<wire::RegisterNode>([&](const auto& message) { return register_node(message, moment, out); });
+      return with.operator()<wire::RegisterNode>(
+          [&](const auto& message) { return register_node(message, moment, out); });
     case ControlMethod::kNodeReport:
       return with.operator()<wire::NodeReport>([&](const auto& message) -> Result<void> {
         SKATE_TRY(only_nodes());
@@ -92,7 +96,8 @@ Result<std::string> ControlCore::handle(const NodeId& from, ControlMethod method
         return {};
       });
     case ControlMethod::kRegisterActor:
-      return with.operator()<wire::RegisterActor>([&](const auto& message) { return register_actor(message, out); });
+      return with.operator()<wire::RegisterActor>(
+          [&](const auto& message) { return register_actor(message, out); });
     case ControlMethod::kPlaceActor:
       return with.operator()<wire::PlaceActor>([&](const auto& message) {
         const JobRecord* job = jobs_.find(message.spec.job);
@@ -104,16 +109,19 @@ Result<std::string> ControlCore::handle(const NodeId& from, ControlMethod method
         return {};
       });
     case ControlMethod::kKillActor:
-      return with.operator()<wire::KillActor>([&](const auto& message) { return actors_.kill(message, out); });
+      return with.operator()<wire::KillActor>(
+          [&](const auto& message) { return actors_.kill(message, out); });
     case ControlMethod::kGetActor:
-      return with.operator()<wire::ActorRef>([&](const auto& message) { return actors_.get(message.actor, from); });
+      return with.operator()<wire::ActorRef>(
+          [&](const auto& message) { return actors_.get(message.actor, from); });
     case ControlMethod::kGetNamedActor:
       return with.operator()<wire::GetNamedActor>(
           [&](const auto& message) { return actors_.get_named(message.name_space, message.name, from); });
     case ControlMethod::kListNamedActors:
-      return with.operator()<wire::ListNamedActors>([&](const auto& message) -> Result<wire::ListNamedActorsReply> {
-        return actors_.list_named(message.all_namespaces, message.name_space);
-      });
+      return with.operator()<wire::ListNamedActors>(
+          [&](const auto& message) -> Result<wire::ListNamedActorsReply> {
+            return actors_.list_named(message.all_namespaces, message.name_space);
+          });
     case ControlMethod::kKv:
       return with.operator()<wire::Kv>([&](const auto& message) { return kv_.apply(message, out); });
     case ControlMethod::kClusterInfo:
@@ -122,30 +130,37 @@ Result<std::string> ControlCore::handle(const NodeId& from, ControlMethod method
         return wire::ClusterInfoReply{std::move(json)};
       });
     case ControlMethod::kCreatePlacementGroup:
-      return with.operator()<wire::PlacementGroupRequest>([&](const auto& message) { return groups_.create(message, out); });
+      return with.operator()<wire::PlacementGroupRequest>(
+          [&](const auto& message) { return groups_.create(message, out); });
     case ControlMethod::kRemovePlacementGroup:
-      return with.operator()<wire::PlacementGroupRequest>([&](const auto& message) { return groups_.remove(message.group, out); });
+      return with.operator()<wire::PlacementGroupRequest>(
+          [&](const auto& message) { return groups_.remove(message.group, out); });
     case ControlMethod::kGetPlacementGroup:
-      return with.operator()<wire::PlacementGroupRequest>([&](const auto& message) { return groups_.get(message.group); });
+      return with.operator()<wire::PlacementGroupRequest>(
+          [&](const auto& message) { return groups_.get(message.group); });
   }
   return Error{ErrorCode::kInvalid, "unknown method " + std::to_string(static_cast<int>(method))};
 }
 
-Result<wire::RegisterNodeReply> ControlCore::register_node(const wire::RegisterNode& request, const Moment& moment, Outbox& out) {
+Result<wire::RegisterNodeReply> ControlCore::register_node(const wire::RegisterNode& request,
+                                                           const Moment& moment, Outbox& out) {
   if (request.node.is_nil()) return Error{ErrorCode::kInvalid, "a node needs an id"};
   if (request.version != options_.release)
-    return Error{ErrorCode::kInvalid, "the node runs Skate " + request.version + ", the cluster Skate " + options_.release};
+    return Error{ErrorCode::kInvalid,
+                 "the node runs Skate " + request.version + ", the cluster Skate " + options_.release};
   SKATE_TRY(nodes_.add(request, moment.now));
   actors_.node_registered(request, out);
   node_changed(out);
   return wire::RegisterNodeReply{options_.session_name, options_.config_json};
 }
 
-Result<wire::RegisterActorReply> ControlCore::register_actor(const wire::RegisterActor& request, Outbox& out) {
+Result<wire::RegisterActorReply> ControlCore::register_actor(const wire::RegisterActor& request,
+                                                             Outbox& out) {
   const JobRecord* job = jobs_.find(request.job);
   // A job that has ended goes on in its detached actors, and in no other way.
   const bool ended = job != nullptr && job->ended_ms != 0;
-  if (ended && !actors_.is_living_actor(request.owner.worker)) return Error{ErrorCode::kNotFound, "the job of the new actor has ended"};
+  if (ended && !actors_.is_living_actor(request.owner.worker))
+    return Error{ErrorCode::kNotFound, "the job of the new actor has ended"};
   return actors_.add(request, out);
 }
 
@@ -156,7 +171,8 @@ void ControlCore::finish_job(const JobId& id, bool failed, const Moment& moment,
   if (!jobs_.finish(id, failed, moment.unix_time_ms, out)) return;
   actors_.job_finished(id, driver, out);
   groups_.job_finished(id, out);
-  for (const NodeId& node : nodes_.connected()) out.send(node, wire::NodeCommand::kJobFinished, wire::FinishJob{0, id, failed});
+  for (const NodeId& node : nodes_.connected())
+    out.send(node, wire::NodeCommand::kJobFinished, wire::FinishJob{0, id, failed});
 }
 
 void ControlCore::node_changed(Outbox& out) {
@@ -164,11 +180,14 @@ void ControlCore::node_changed(Outbox& out) {
   groups_.plan_waiting(out);
 }
 
-void ControlCore::node_disconnected(const NodeId& node, const Moment& moment) { nodes_.lose_contact(node, moment.now); }
+void ControlCore::node_disconnected(const NodeId& node, const Moment& moment) {
+  nodes_.lose_contact(node, moment.now);
+}
 
 void ControlCore::tick(const Moment& moment, Outbox& out) {
   const std::vector<NodeId> overdue = nodes_.overdue(moment.now, options_.node_grace_ms);
-  for (const NodeId& node : overdue) nodes_.die(node, "out of contact for " + std::to_string(options_.node_grace_ms / 1000) + " s");
+  for (const NodeId& node : overdue)
+    nodes_.die(node, "out of contact for " + std::to_string(options_.node_grace_ms / 1000) + " s");
   for (const NodeId& node : overdue) {
     actors_.node_died(node, out);
     groups_.node_died(node, out);
@@ -179,9 +198,10 @@ void ControlCore::tick(const Moment& moment, Outbox& out) {
 Result<void> ControlCore::recover(const std::vector<Row>& rows, const Moment& moment) {
   for (const Row& row : rows) {
     if (Result<void> result = recover_row(row); !result)
-      return Error{result.error().code, "a row of table " + std::to_string(static_cast<int>(row.table)) + " with the key " +
-                                            to_hex(reinterpret_cast<const uint8_t*>(row.key.data()), row.key.size()) +
-                                            ": " + result.error().message};
+      return Error{result.error().code,
+                   "a row of table " + std::to_string(static_cast<int>(row.table)) + " with the key " +
+                       to_hex(reinterpret_cast<const uint8_t*>(row.key.data()), row.key.size()) + ": " +
+                       result.error().message};
   }
   for (const NodeId& node : actors_.recovered_nodes()) nodes_.expect(node, moment.now);
   for (const auto& [id, job] : jobs_.all()) {

@@ -20,7 +20,7 @@ namespace skate::control {
 
 struct CoreOptions {
   std::string session_name;
-  std::string config_json;         ///< settings of the cluster, handed to each node
+  std::string config_json;  ///< settings of the cluster, handed to each node
   std::string release;
   int64_t node_grace_ms = 10'000;  ///< a node out of contact for so long is dead
 };
@@ -32,12 +32,14 @@ struct Moment {
 
 class ControlCore {
  public:
-  explicit ControlCore(CoreOptions options) : options_(std::move(options)), actors_(nodes_), groups_(nodes_) {}
+  explicit ControlCore(CoreOptions options)
+      : options_(std::move(options)), actors_(nodes_), groups_(nodes_) {}
   ControlCore(const ControlCore&) = delete;
   ControlCore& operator=(const ControlCore&) = delete;
 
   /// Answers a request. `from` is the node that the connection registered as, nil before that.
-  Result<std::string> handle(const NodeId& from, wire::ControlMethod method, std::string_view body, const Moment& moment, Outbox& out);
+  Result<std::string> handle(const NodeId& from, wire::ControlMethod method, std::string_view body,
+                             const Moment& moment, Outbox& out);
   void node_disconnected(const NodeId& node, const Moment& moment);
   /// Declares overdue nodes dead. To be called at next_deadline().
   void tick(const Moment& moment, Outbox& out);
@@ -54,7 +56,8 @@ class ControlCore {
   std::string check() const { return actors_.check(); }
 
  private:
-  Result<wire::RegisterNodeReply> register_node(const wire::RegisterNode& request, const Moment& moment, Outbox& out);
+  Result<wire::RegisterNodeReply> register_node(const wire::RegisterNode& request, const Moment& moment,
+                                                Outbox& out);
   Result<wire::RegisterActorReply> register_actor(const wire::RegisterActor& request, Outbox& out);
   void finish_job(const JobId& job, bool failed, const Moment& moment, Outbox& out);
   void node_changed(Outbox& out);
@@ -69,8 +72,8 @@ class ControlCore {
   AnswerTable answers_;
 };
 
-/// The JSON behind ClusterInfo: "nodes" (in the shape of Ray's nodes()), "actors", "jobs", "placement_groups",
-/// "cluster_resources", "available_resources". kNotFound for anything else.
+/// The JSON behind ClusterInfo: "nodes" (in the shape of Ray's nodes()), "actors", "jobs",
+/// "placement_groups", "cluster_resources", "available_resources". kNotFound for anything else.
 Result<std::string> cluster_info(const ControlCore& core, const wire::ClusterInfo& request);
 
 }  // namespace skate::control

@@ -16,13 +16,14 @@ using wire::ControlMethod;
 using wire::DeathKind;
 using wire::NodeCommand;
 
-/// A daemon that keeps the protocol: starts and stops of an incarnation may come twice, a stop beats its start.
+/// A daemon that keeps the protocol: starts and stops of an incarnation may come twice, a stop beats its
+/// start.
 struct FakeNode {
   struct Life {
     uint64_t incarnation{};
     WorkerId worker;
-    bool alive{};     // its worker runs (constructor done)
-    bool running{};   // its worker runs at all
+    bool alive{};    // its worker runs (constructor done)
+    bool running{};  // its worker runs at all
   };
   NodeId id;
   bool up = true;
@@ -41,14 +42,31 @@ class World {
   void step() {
     now_ += static_cast<TimeMs>(random_.below(50));
     switch (random_.below(16)) {
-      case 0: case 1: case 2: register_actor(); break;
-      case 3: case 4: case 5: deliver_request(); break;
-      case 6: case 7: case 8: case 9: deliver_message(); break;
-      case 10: case 11: advance_a_life(); break;
+      case 0:
+      case 1:
+      case 2: register_actor(); break;
+      case 3:
+      case 4:
+      case 5: deliver_request(); break;
+      case 6:
+      case 7:
+      case 8:
+      case 9: deliver_message(); break;
+      case 10:
+      case 11: advance_a_life(); break;
       case 12: kill_something(); break;
-      case 13: if (random_.chance(0.2)) crash_worker(); break;
-      case 14: if (random_.chance(0.1)) toggle_connection(); break;
-      case 15: if (random_.chance(0.03)) crash_node(); else if (random_.chance(0.03)) end_driver(); break;
+      case 13:
+        if (random_.chance(0.2)) crash_worker();
+        break;
+      case 14:
+        if (random_.chance(0.1)) toggle_connection();
+        break;
+      case 15:
+        if (random_.chance(0.03))
+          crash_node();
+        else if (random_.chance(0.03))
+          end_driver();
+        break;
     }
     check();
   }
@@ -67,7 +85,8 @@ class World {
       } else if (!messages_.empty()) {
         deliver_message();
       } else if (!unplaced_.empty()) {
-        for (const auto& [id, place] : unplaced_) requests_.push_back({ControlMethod::kPlaceActor, place, home_node()});
+        for (const auto& [id, place] : unplaced_)
+          requests_.push_back({ControlMethod::kPlaceActor, place, home_node()});
         unplaced_.clear();
       } else if (!advance_any(false)) {
         if (!core_.next_deadline()) return;
@@ -114,7 +133,8 @@ class World {
   }
   void handle(const Request& request) {
     Outbox out;
-    const Result<std::string> result = core_.handle(request.from, request.method, request.body, {now_, now_}, out);
+    const Result<std::string> result =
+        core_.handle(request.from, request.method, request.body, {now_, now_}, out);
     if (request.method == ControlMethod::kRegisterActor && result) {
       const auto reply = wire::decode<wire::RegisterActorReply>(std::string_view(*result));
       const auto asked = wire::decode<wire::RegisterActor>(std::string_view(request.body));
@@ -167,7 +187,8 @@ class World {
     job.driver = {id<WorkerId>(), home_node()};
     job.name_space = "ns";
     Outbox out;
-    Result<std::string> reply = core_.handle(job.driver.node, ControlMethod::kRegisterJob, wire::encode(job), {now_, now_}, out);
+    Result<std::string> reply =
+        core_.handle(job.driver.node, ControlMethod::kRegisterJob, wire::encode(job), {now_, now_}, out);
     ASSERT_TRUE(reply.ok());
     drivers_.emplace_back(wire::decode<wire::RegisterJobReply>(std::string_view(*reply))->job, job.driver);
   }
@@ -187,7 +208,8 @@ class World {
       message.live_actors.push_back(info);
     }
     Outbox out;
-    Result<std::string> reply = core_.handle(NodeId::nil(), ControlMethod::kRegisterNode, wire::encode(message), {now_, now_}, out);
+    Result<std::string> reply =
+        core_.handle(NodeId::nil(), ControlMethod::kRegisterNode, wire::encode(message), {now_, now_}, out);
     if (!reply) {  // declared dead meanwhile: a daemon that hears this ends
       die(node);
       return;
@@ -275,12 +297,14 @@ class World {
       uint64_t& lowest = node->ended[stop.actor];
       lowest = std::max(lowest, stop.incarnation + 1);
       const auto life = node->lives.find(stop.actor);
-      const bool here = life != node->lives.end() && life->second.incarnation == stop.incarnation && life->second.running;
+      const bool here =
+          life != node->lives.end() && life->second.incarnation == stop.incarnation && life->second.running;
       if (!here) return;
       end_life(*node, stop.actor, stop.graceful ? DeathKind::kIntended : DeathKind::kKilled);
     }
   }
-  void report_death(FakeNode& node, const ActorId& actor, uint64_t incarnation, const WorkerId& worker, DeathKind kind) {
+  void report_death(FakeNode& node, const ActorId& actor, uint64_t incarnation, const WorkerId& worker,
+                    DeathKind kind) {
     wire::WorkerDied report;
     report.worker = {worker, node.id};
     report.actor = actor;

@@ -29,17 +29,23 @@ bool GroupTable::plan(GroupRecord& group) {
   return true;
 }
 
-Result<wire::PlacementGroupReply> GroupTable::create(const wire::PlacementGroupRequest& request, Outbox& out) {
+Result<wire::PlacementGroupReply> GroupTable::create(const wire::PlacementGroupRequest& request,
+                                                     Outbox& out) {
   if (const auto known = groups_.find(request.group); known != groups_.end()) return describe(known->second);
   if (!parse_group_strategy(request.strategy))
-    return Error{ErrorCode::kInvalid, "the strategy is PACK, SPREAD, STRICT_PACK or STRICT_SPREAD, not '" + request.strategy + "'"};
+    return Error{ErrorCode::kInvalid, "the strategy is PACK, SPREAD, STRICT_PACK or STRICT_SPREAD, not '" +
+                                          request.strategy + "'"};
   if (request.bundles.empty()) return Error{ErrorCode::kInvalid, "a placement group has at least one bundle"};
   for (const wire::Resources& bundle : request.bundles) {
-    const bool some = std::any_of(bundle.begin(), bundle.end(), [](const auto& entry) { return entry.second > 0; });
-    const bool negative = std::any_of(bundle.begin(), bundle.end(), [](const auto& entry) { return entry.second < 0; });
-    if (!some || negative) return Error{ErrorCode::kInvalid, "each bundle asks for some resource, and none for less than nothing"};
+    const bool some =
+        std::any_of(bundle.begin(), bundle.end(), [](const auto& entry) { return entry.second > 0; });
+    const bool negative =
+        std::any_of(bundle.begin(), bundle.end(), [](const auto& entry) { return entry.second < 0; });
+    if (!some || negative)
+      return Error{ErrorCode::kInvalid, "each bundle asks for some resource, and none for less than nothing"};
   }
-  if (groups_.size() - removed_.size() >= kGroupsMax) return Error{ErrorCode::kFull, "there are too many placement groups"};
+  if (groups_.size() - removed_.size() >= kGroupsMax)
+    return Error{ErrorCode::kFull, "there are too many placement groups"};
   GroupRecord& group = groups_[request.group];
   group.request = request;
   plan(group);

@@ -2,9 +2,10 @@
 //
 //   Pending --plan--> (Prepared --all nodes agree-->) Created --node lost--> Pending
 //   any --remove, job ended--> Removed
-// A group that today's nodes could not hold even when empty is Pending, and reported as INFEASIBLE. Prepared is
-// the first phase of the two in which several nodes reserve all bundles or none; a plan that needs no node's
-// consent goes straight to Created. Free room is what nodes have in all, less what other groups reserve.
+// A group that today's nodes could not hold even when empty is Pending, and reported as INFEASIBLE. Prepared
+// is the first phase of the two in which several nodes reserve all bundles or none; a plan that needs no
+// node's consent goes straight to Created. Free room is what nodes have in all, less what other groups
+// reserve.
 #pragma once
 
 #include <deque>

@@ -31,7 +31,8 @@ wire::RegisterJobReply JobTable::add(const wire::RegisterJob& request, int64_t u
   record.job = job_of(++last_);
   record.driver = request.driver;
   record.pid = request.pid;
-  record.name_space = request.name_space.empty() ? anonymous_name_space(request.driver.worker, record.job) : request.name_space;
+  record.name_space = request.name_space.empty() ? anonymous_name_space(request.driver.worker, record.job)
+                                                 : request.name_space;
   record.job_json = request.job_json;
   record.began_ms = unix_time_ms;
   out.put(Table::kMeta, std::string(kLastJobKey), last_);

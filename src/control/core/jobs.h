@@ -15,8 +15,8 @@ struct JobRecord {
   int32_t pid{};
   std::string name_space;
   std::string job_json;
-  int64_t began_ms{};   ///< wall clock
-  int64_t ended_ms{};   ///< 0 while it runs
+  int64_t began_ms{};  ///< wall clock
+  int64_t ended_ms{};  ///< 0 while it runs
   bool failed{};
 };
 

@@ -26,7 +26,8 @@ Result<wire::KvReply> KvTable::apply(const wire::Kv& request, Outbox& out) {
       const uint64_t freed = reply.found ? cost(key, found->second) : 0;
       const uint64_t bytes = bytes_ - freed + cost(key, request.value);
       if (bytes > kBytesMax)
-        return Error{ErrorCode::kFull, "the key-value store holds at most " + std::to_string(kBytesMax) + " bytes"};
+        return Error{ErrorCode::kFull,
+                     "the key-value store holds at most " + std::to_string(kBytesMax) + " bytes"};
       bytes_ = bytes;
       values_[key] = request.value;
       out.put(Table::kKv, key, request.value);
@@ -35,8 +36,7 @@ Result<wire::KvReply> KvTable::apply(const wire::Kv& request, Outbox& out) {
     case wire::KvOperation::kGet:
       if (reply.found) reply.value = found->second;
       return reply;
-    case wire::KvOperation::kExists:
-      return reply;
+    case wire::KvOperation::kExists: return reply;
     case wire::KvOperation::kErase:
       if (!request.by_prefix) {
         if (reply.found) reply.erased = erase(found, out);
@@ -56,7 +56,8 @@ Result<wire::KvReply> KvTable::apply(const wire::Kv& request, Outbox& out) {
         reply.keys.push_back(at->first.second);
       return reply;
   }
-  return Error{ErrorCode::kInvalid, "unknown key-value operation " + std::to_string(static_cast<int>(request.operation))};
+  return Error{ErrorCode::kInvalid,
+               "unknown key-value operation " + std::to_string(static_cast<int>(request.operation))};
 }
 
 void KvTable::recover(Key key, std::string value) {

@@ -5,7 +5,8 @@ namespace skate::control {
 Result<void> NodeTable::add(const wire::RegisterNode& info, TimeMs now) {
   const auto found = nodes_.find(info.node);
   if (found != nodes_.end() && !found->second.alive)
-    return Error{ErrorCode::kDenied, "node " + info.node.hex() + " was declared dead (" + found->second.death_message +
+    return Error{ErrorCode::kDenied, "node " + info.node.hex() + " was declared dead (" +
+                                         found->second.death_message +
                                          "): its actors live elsewhere, start it anew"};
   Node& node = nodes_[info.node];
   const bool fresh = found == nodes_.end() || node.expected;
@@ -43,7 +44,8 @@ void NodeTable::report(const wire::NodeReport& report) {
 
 void NodeTable::lose_contact(const NodeId& id, TimeMs now) {
   const auto found = nodes_.find(id);
-  if (found != nodes_.end() && found->second.alive && !found->second.lost_contact) found->second.lost_contact = now;
+  if (found != nodes_.end() && found->second.alive && !found->second.lost_contact)
+    found->second.lost_contact = now;
 }
 
 void NodeTable::die(const NodeId& id, std::string message) {
@@ -81,7 +83,8 @@ std::vector<NodeId> NodeTable::connected() const {
 std::vector<NodeView> NodeTable::views() const {
   std::vector<NodeView> out;
   for (const auto& [id, node] : nodes_) {
-    if (node.alive && !node.expected && !node.lost_contact) out.push_back({id, node.info.resources, node.available, 0});
+    if (node.alive && !node.expected && !node.lost_contact)
+      out.push_back({id, node.info.resources, node.available, 0});
   }
   return out;
 }
@@ -97,7 +100,8 @@ std::vector<NodeId> NodeTable::overdue(TimeMs now, int64_t grace_ms) const {
 std::optional<TimeMs> NodeTable::next_overdue(int64_t grace_ms) const {
   std::optional<TimeMs> next;
   for (const auto& [id, node] : nodes_) {
-    if (node.alive && node.lost_contact && (!next || *node.lost_contact + grace_ms < *next)) next = *node.lost_contact + grace_ms;
+    if (node.alive && node.lost_contact && (!next || *node.lost_contact + grace_ms < *next))
+      next = *node.lost_contact + grace_ms;
   }
   return next;
 }

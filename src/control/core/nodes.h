@@ -19,8 +19,8 @@ struct Node {
   uint64_t queued_tasks{};
   std::map<std::string, int64_t> stats;
   bool alive = true;
-  bool expected = false;              ///< known from recovered actors only; has not registered yet
-  std::optional<TimeMs> lost_contact; ///< since when its connection is down
+  bool expected = false;               ///< known from recovered actors only; has not registered yet
+  std::optional<TimeMs> lost_contact;  ///< since when its connection is down
   TimeMs registered_at{};
   std::string death_message;
 };

@@ -49,7 +49,8 @@ bool fits(const wire::Resources& need, const wire::Resources& room) {
   });
 }
 
-std::optional<NodeId> choose_node(std::span<const NodeView> nodes, const wire::Resources& need, const SchedulingWish& wish) {
+std::optional<NodeId> choose_node(std::span<const NodeView> nodes, const wire::Resources& need,
+                                  const SchedulingWish& wish) {
   if (wish.node) {
     for (const NodeView& node : nodes) {
       if (node.node == *wish.node && fits(need, node.total)) return node.node;
@@ -81,7 +82,8 @@ std::optional<GroupStrategy> parse_group_strategy(const std::string& text) {
   return std::nullopt;
 }
 
-std::optional<std::vector<NodeId>> plan_bundles(std::span<const NodeView> nodes, std::span<const wire::Resources> bundles,
+std::optional<std::vector<NodeId>> plan_bundles(std::span<const NodeView> nodes,
+                                                std::span<const wire::Resources> bundles,
                                                 GroupStrategy strategy) {
   if (strategy == GroupStrategy::kStrictPack) {
     wire::Resources sum;
@@ -104,7 +106,8 @@ std::optional<std::vector<NodeId>> plan_bundles(std::span<const NodeView> nodes,
   for (size_t i = 0; i < order.size(); ++i) order[i] = i;
   auto weight = [&](size_t i) {
     int64_t sum = 0;
-    for (const auto& [name, amount] : bundles[i]) sum += name == "memory" ? amount / (int64_t{1} << 30) : amount;
+    for (const auto& [name, amount] : bundles[i])
+      sum += name == "memory" ? amount / (int64_t{1} << 30) : amount;
     return sum;
   };
   std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return weight(a) > weight(b); });
@@ -114,8 +117,9 @@ std::optional<std::vector<NodeId>> plan_bundles(std::span<const NodeView> nodes,
     for (Room& room : rooms) {
       if (!fits(bundles[i], room.view.available)) continue;
       if (strategy == GroupStrategy::kStrictSpread && room.bundles > 0) continue;
-      const bool better = best == nullptr ||
-                          (strategy == GroupStrategy::kPack ? room.bundles > best->bundles : room.bundles < best->bundles);
+      const bool better =
+          best == nullptr ||
+          (strategy == GroupStrategy::kPack ? room.bundles > best->bundles : room.bundles < best->bundles);
       if (better) best = &room;
     }
     if (best == nullptr) return std::nullopt;

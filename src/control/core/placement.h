@@ -33,13 +33,15 @@ bool fits(const wire::Resources& need, const wire::Resources& room);
 
 /// Hybrid: fill a node until half of it is used, then the least used; nodes with room before those without.
 /// Nothing when no node could ever hold `need`.
-std::optional<NodeId> choose_node(std::span<const NodeView> nodes, const wire::Resources& need, const SchedulingWish& wish);
+std::optional<NodeId> choose_node(std::span<const NodeView> nodes, const wire::Resources& need,
+                                  const SchedulingWish& wish);
 
 enum class GroupStrategy : uint8_t { kPack, kSpread, kStrictPack, kStrictSpread };
 std::optional<GroupStrategy> parse_group_strategy(const std::string& text);
 
 /// A node for each bundle, all or none, within `available`.
-std::optional<std::vector<NodeId>> plan_bundles(std::span<const NodeView> nodes, std::span<const wire::Resources> bundles,
+std::optional<std::vector<NodeId>> plan_bundles(std::span<const NodeView> nodes,
+                                                std::span<const wire::Resources> bundles,
                                                 GroupStrategy strategy);
 
 }  // namespace skate::control

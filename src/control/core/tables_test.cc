@@ -47,12 +47,14 @@ TEST(Placement, RoomFirstThenWhatCouldEverFit) {
 TEST(Placement, Affinity) {
   const std::vector<NodeView> nodes{view(1, 4, 4), view(2, 4, 4)};
   auto wish = [](uint8_t number, bool soft) {
-    return parse_scheduling(R"({"node_id":")" + node_id(number).hex() + R"(","soft":)" + (soft ? "true" : "false") + "}");
+    return parse_scheduling(R"({"node_id":")" + node_id(number).hex() + R"(","soft":)" +
+                            (soft ? "true" : "false") + "}");
   };
   EXPECT_EQ(choose_node(nodes, cpus(1), wish(2, false)), node_id(2));
   EXPECT_EQ(choose_node(nodes, cpus(1), wish(7, false)), std::nullopt);
   EXPECT_EQ(choose_node(nodes, cpus(1), wish(7, true)), node_id(1));
-  EXPECT_EQ(choose_node(nodes, cpus(1), parse_scheduling(R"({"node_id":"no id","soft":false})")), std::nullopt);
+  EXPECT_EQ(choose_node(nodes, cpus(1), parse_scheduling(R"({"node_id":"no id","soft":false})")),
+            std::nullopt);
 }
 
 TEST(Placement, Bundles) {
@@ -67,7 +69,8 @@ TEST(Placement, Bundles) {
   EXPECT_EQ(plan_bundles(two, three, GroupStrategy::kStrictPack), std::nullopt);
   EXPECT_TRUE(plan_bundles(two, three, GroupStrategy::kPack));
   const std::vector<wire::Resources> uneven{cpus(1), cpus(4), cpus(3)};
-  EXPECT_EQ(plan_bundles(two, uneven, GroupStrategy::kPack), (std::vector{node_id(2), node_id(1), node_id(2)}));
+  EXPECT_EQ(plan_bundles(two, uneven, GroupStrategy::kPack),
+            (std::vector{node_id(2), node_id(1), node_id(2)}));
 }
 
 class Groups : public testing::Test {
@@ -79,7 +82,8 @@ class Groups : public testing::Test {
     info.resources = cpus(count);
     ASSERT_TRUE(nodes_.add(info, 0).ok());
   }
-  wire::PlacementGroupReply create(std::vector<wire::Resources> bundles, std::string strategy = "PACK", bool detached = false) {
+  wire::PlacementGroupReply create(std::vector<wire::Resources> bundles, std::string strategy = "PACK",
+                                   bool detached = false) {
     wire::PlacementGroupRequest request;
     request.group = PlacementGroupId::random();
     request.bundles = std::move(bundles);
@@ -180,7 +184,8 @@ TEST(Answers, AreRememberedAndBounded) {
   EXPECT_EQ(**answers.find({1, 1}), "first");
   EXPECT_EQ(answers.find({1, 2})->error(), (Error{ErrorCode::kExists, "taken"}));
   EXPECT_FALSE(answers.find({2, 1}));
-  for (uint64_t key = 10; key < 10 + AnswerTable::kEntriesMax; ++key) answers.add({3, key}, std::string("x"), out);
+  for (uint64_t key = 10; key < 10 + AnswerTable::kEntriesMax; ++key)
+    answers.add({3, key}, std::string("x"), out);
   EXPECT_FALSE(answers.find({1, 1}));
   EXPECT_TRUE(answers.find({3, 10}));
 }

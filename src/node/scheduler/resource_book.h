@@ -55,7 +55,7 @@ class ResourceBook {
   int64_t free_of(const std::string& name) const;
   /// The largest fraction, in 1/1000000, of any resource that `used` stands for.
   int64_t dominant_share(const Resources& used) const;
-  bool is_whole() const;  ///< everything is free
+  bool is_whole() const;      ///< everything is free
   std::string check() const;  ///< empty, or what does not add up; for tests
 
  private:

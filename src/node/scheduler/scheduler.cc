@@ -45,9 +45,10 @@ void Scheduler::finish_job(const JobId& id) {
   // Its actors that were never placed: control decides about those. Demands go with their owners.
 }
 
-void Scheduler::demand(ProcessNumber owner, uint64_t shape_id, const JobId& job_id, const Resources& resources,
-                       const std::string& runtime_env, const std::string& function, int32_t priority,
-                       uint32_t wanted, uint64_t backlog, int64_t now_us) {
+void Scheduler::demand(ProcessNumber owner, uint64_t shape_id, const JobId& job_id,
+                       const Resources& resources, const std::string& runtime_env,
+                       const std::string& function, int32_t priority, uint32_t wanted, uint64_t backlog,
+                       int64_t now_us) {
   EntryKey key{owner, shape_id};
   auto [found, fresh] = entries_.try_emplace(key);
   Entry& entry = found->second;
@@ -132,7 +133,8 @@ void Scheduler::worker_ready(ProcessNumber number, int64_t now_us) {
 
 void Scheduler::exit_declined(ProcessNumber number, int64_t now_us) {
   auto worker = workers_.find(number);
-  if (worker == workers_.end() || worker->second.state != WorkerState::kStopping || worker->second.lease) return;
+  if (worker == workers_.end() || worker->second.state != WorkerState::kStopping || worker->second.lease)
+    return;
   make_idle(number, worker->second, now_us);
   worker->second.no_reap_before_us = now_us + options_.declined_us;
 }
@@ -161,7 +163,8 @@ void Scheduler::process_died(ProcessNumber number, int64_t now_us) {
     }
     workers_.erase(worker);
   }
-  for (auto entry = entries_.lower_bound({number, 0}); entry != entries_.end() && entry->first.owner == number;) {
+  for (auto entry = entries_.lower_bound({number, 0});
+       entry != entries_.end() && entry->first.owner == number;) {
     EntryKey key = entry->first;
     ++entry;
     drop_entry(key);
@@ -294,7 +297,9 @@ void Scheduler::settle_refusals(int64_t, Decisions& out) {
         auto total = book_.total().find(name);
         most[name] = total == book_.total().end() ? 0 : total->second;
       }
-      out.refusals.push_back({key.owner, key.shape, Refusal::Why::kInfeasible,
+      out.refusals.push_back({key.owner,
+                              key.shape,
+                              Refusal::Why::kInfeasible,
                               "'" + entry.function + "' asks for " + describe(class_key.resources) +
                                   "; of these the whole node has " + describe(most),
                               {}});
@@ -381,7 +386,9 @@ bool Scheduler::serve(Class& cls, int64_t now_us, Pass& pass, Decisions& out) {
 
   EntryKey key = cls.queue.begin()->second;
   Entry& entry = entries_.at(key);
-  Lease lease{key, class_key, entry.function, entry.running, worker_number, book_.take(class_key.resources), now_us, false};
+  Lease lease{key,           class_key,     entry.function,
+              entry.running, worker_number, book_.take(class_key.resources),
+              now_us,        false};
   ResourceInstances instances = lease.allocation.instances();
   add_to(job(class_key.job).used, lease.allocation.amounts);
   LeaseNumber number = ++last_lease_;
@@ -427,7 +434,8 @@ struct Scheduler::Shares {
   }
 };
 
-bool Scheduler::may_recall_for(const Lease& lease, const EntryKey& waiter, const Entry& entry, Shares& shares) const {
+bool Scheduler::may_recall_for(const Lease& lease, const EntryKey& waiter, const Entry& entry,
+                               Shares& shares) const {
   if (lease.entry == waiter) return false;
   const ClassKey& theirs = lease.class_key;
   const ClassKey& ours = entry.class_key;
@@ -459,7 +467,8 @@ void Scheduler::recall(int64_t now_us, const Pass& pass, Decisions& out) {
   std::vector<std::tuple<int64_t, int32_t, uint64_t, const Class*>> order;
   for (const auto& [key, cls] : classes_)
     if (cls.feasible)
-      order.emplace_back(book_.dominant_share(job(key.job).used), -key.priority, cls.queue.begin()->first, &cls);
+      order.emplace_back(book_.dominant_share(job(key.job).used), -key.priority, cls.queue.begin()->first,
+                         &cls);
   std::sort(order.begin(), order.end());
   for (const auto& [share, priority, turn, cls] : order) {
     const Resources& need = cls->key.resources;
@@ -482,7 +491,8 @@ void Scheduler::recall(int64_t now_us, const Pass& pass, Decisions& out) {
         const Shares before = shares;
         for (auto& [number, lease] : leases_) {  // in the order in which they were granted
           if (lacks.empty() && !lacks_worker) break;
-          if (lease.recalled || lease.entry.owner == 0 || now_us - lease.granted_us < options_.quantum_us) continue;
+          if (lease.recalled || lease.entry.owner == 0 || now_us - lease.granted_us < options_.quantum_us)
+            continue;
           Resources frees = lease.allocation.amounts;
           if (lease.allocation.cpu_lent) frees.erase("CPU");
           bool helps = lacks_worker || std::any_of(lacks.begin(), lacks.end(), [&](const auto& lack) {
@@ -495,7 +505,8 @@ void Scheduler::recall(int64_t now_us, const Pass& pass, Decisions& out) {
           shares.move(lease, item->second, cls->key);
           lacks_worker = false;
           for (const auto& [name, units] : frees)
-            if (auto lack = lacks.find(name); lack != lacks.end() && (lack->second -= units) <= 0) lacks.erase(lack);
+            if (auto lack = lacks.find(name); lack != lacks.end() && (lack->second -= units) <= 0)
+              lacks.erase(lack);
         }
         served = lacks.empty() && !lacks_worker;
         if (!served) {
@@ -529,7 +540,8 @@ void Scheduler::start_workers(int64_t now_us, Pass& pass, Decisions& out) {
         // An idle worker of another pool makes place; its end brings us back here.
         Pool* oldest = nullptr;
         for (auto& [other_key, other] : pools_)
-          if (!other.idle.empty() && (!oldest || *other.idle.begin() < *oldest->idle.begin())) oldest = &other;
+          if (!other.idle.empty() && (!oldest || *other.idle.begin() < *oldest->idle.begin()))
+            oldest = &other;
         if (wanted > 0) pass.at_workers_max = true;
         if (oldest && wanted > 0) stop(oldest->idle.begin()->second, StopWorker::Why::kIdle);
         break;
@@ -680,7 +692,8 @@ std::string Scheduler::check() const {
   for (const auto& [key, pool] : pools_) {
     starting += pool.starting;
     for (const auto& [since, number] : pool.idle)
-      if (auto found = workers_.find(number); found == workers_.end() || found->second.state != WorkerState::kIdle)
+      if (auto found = workers_.find(number);
+          found == workers_.end() || found->second.state != WorkerState::kIdle)
         return "a worker in the idle list is not idle";
   }
   if (starting != starting_) return "starting workers do not add up";

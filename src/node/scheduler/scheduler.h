@@ -35,16 +35,16 @@ struct PoolKey {
 struct SchedulerOptions {
   Resources total;
   ResourceInstances instances;
-  int64_t quantum_us = 10'000;        ///< a lease lasts this long while others wait
-  int64_t starving_us = 100'000;      ///< then room is kept free for a shape that nothing fits into
-  int64_t keep_room_us = 1'000'000;   ///< at most so long at a time, then others may use it as long
-  int64_t idle_worker_us = 1'000'000; ///< a surplus idle worker is stopped after this
-  int64_t declined_us = 10'000'000;   ///< one that declined is asked again after this
-  uint32_t idle_workers_kept = 1;     ///< in all; by default as many as there are CPUs
-  uint32_t starting_max = 4;          ///< workers that start at one time
-  uint32_t workers_max = 1000;        ///< in all, actors included; from memory
-  uint32_t start_failures_max = 3;    ///< in a row, then the shapes of that pool are refused
-  int64_t start_retry_us = 100'000;   ///< after a failed start, times the failures in a row
+  int64_t quantum_us = 10'000;         ///< a lease lasts this long while others wait
+  int64_t starving_us = 100'000;       ///< then room is kept free for a shape that nothing fits into
+  int64_t keep_room_us = 1'000'000;    ///< at most so long at a time, then others may use it as long
+  int64_t idle_worker_us = 1'000'000;  ///< a surplus idle worker is stopped after this
+  int64_t declined_us = 10'000'000;    ///< one that declined is asked again after this
+  uint32_t idle_workers_kept = 1;      ///< in all; by default as many as there are CPUs
+  uint32_t starting_max = 4;           ///< workers that start at one time
+  uint32_t workers_max = 1000;         ///< in all, actors included; from memory
+  uint32_t start_failures_max = 3;     ///< in a row, then the shapes of that pool are refused
+  int64_t start_retry_us = 100'000;    ///< after a failed start, times the failures in a row
 };
 
 struct Grant {
@@ -79,7 +79,7 @@ struct Refusal {
   uint64_t shape_id{};    ///< or the actor's number
   Why why{};
   std::string message;
-  PoolKey pool;           ///< of kStartFailed
+  PoolKey pool;  ///< of kStartFailed
 };
 
 struct Decisions {
@@ -119,8 +119,8 @@ class Scheduler {
   /// Stops its workers, but for detached actors and what works for them.
   void finish_job(const JobId& job);
   void demand(ProcessNumber owner, uint64_t shape_id, const JobId& job, const Resources& resources,
-              const std::string& runtime_env, const std::string& function, int32_t priority,
-              uint32_t wanted, uint64_t backlog, int64_t now_us);
+              const std::string& runtime_env, const std::string& function, int32_t priority, uint32_t wanted,
+              uint64_t backlog, int64_t now_us);
   void lease_returned(ProcessNumber owner, LeaseNumber lease, bool worker_exits, int64_t now_us);
   void place_actor(uint64_t actor, const JobId& job, const Resources& placement, const Resources& running,
                    const std::string& runtime_env, const std::string& function, bool detached,
@@ -148,8 +148,8 @@ class Scheduler {
   std::optional<std::pair<ProcessNumber, LeaseNumber>> lease_of(ProcessNumber worker) const;
   bool has_leases() const { return !leases_.empty(); }
   ProcessNumber worker_of(LeaseNumber lease) const;  ///< 0: no such lease
-  bool is_idle() const;             ///< no lease, no demand, no actor: the books are whole
-  std::string check() const;        ///< empty, or which invariant does not hold; for tests
+  bool is_idle() const;                              ///< no lease, no demand, no actor: the books are whole
+  std::string check() const;                         ///< empty, or which invariant does not hold; for tests
 
  private:
   enum class WorkerState : uint8_t { kStarting, kIdle, kLeased, kActor, kStopping };
@@ -186,12 +186,12 @@ class Scheduler {
   struct Entry {
     ClassKey class_key;
     std::string function;
-    Resources running;       ///< of an actor
+    Resources running;  ///< of an actor
     bool detached{};
     uint32_t wanted{};
     uint32_t held{};
     uint64_t backlog{};
-    uint64_t turn{};         ///< place in its class's queue, 0 when not queued
+    uint64_t turn{};  ///< place in its class's queue, 0 when not queued
     bool refused{};
   };
   struct Lease {

@@ -73,9 +73,10 @@ struct Node {
     return out;
   }
 
-  void demand(ProcessNumber owner, uint64_t shape, const Resources& need, uint32_t wanted, uint8_t job_number = 1,
-              int32_t priority = 0) {
-    scheduler.demand(owner, shape, job(job_number), need, "", "f" + std::to_string(shape), priority, wanted, wanted, now);
+  void demand(ProcessNumber owner, uint64_t shape, const Resources& need, uint32_t wanted,
+              uint8_t job_number = 1, int32_t priority = 0) {
+    scheduler.demand(owner, shape, job(job_number), need, "", "f" + std::to_string(shape), priority, wanted,
+                     wanted, now);
   }
   /// Decides until nothing more happens; workers are ready at once.
   void settle() {
@@ -186,7 +187,8 @@ TEST(Scheduler, AnUnfairHolderIsRecalledAfterTheQuantum) {
 
 TEST(Scheduler, JobsShareFairly) {
   Node node(Node::options(cpu(4)));
-  ProcessNumber a1 = node.scheduler.new_process(), a2 = node.scheduler.new_process(), b = node.scheduler.new_process();
+  ProcessNumber a1 = node.scheduler.new_process(), a2 = node.scheduler.new_process(),
+                b = node.scheduler.new_process();
   node.demand(a1, 1, cpu(1), 10, 1);
   node.demand(a2, 1, cpu(1), 10, 1);
   node.demand(b, 1, cpu(1), 10, 2);
@@ -434,8 +436,9 @@ TEST_P(RandomEvents, BooksHoldNobodyStarvesAndAllReturnsToZero) {
   options.idle_workers_kept = 2;
   options.workers_max = 40;
   Node node(std::move(options));
-  const std::vector<Resources> shapes = {cpu(1),   cpu(0.5), cpu(4),    {},
-                                         gpu(0.5), gpu(2),   {{"CPU", kUnit}, {"gold", 2 * kUnit}}, {{"gold", kUnit}}};
+  const std::vector<Resources> shapes = {
+      cpu(1),           cpu(0.5), cpu(4), {}, gpu(0.5), gpu(2), {{"CPU", kUnit}, {"gold", 2 * kUnit}},
+      {{"gold", kUnit}}};
   std::vector<ProcessNumber> owners;
   for (int i = 0; i < 4; ++i) owners.push_back(node.scheduler.new_process());
   uint64_t actors = 0;
@@ -451,21 +454,23 @@ TEST_P(RandomEvents, BooksHoldNobodyStarvesAndAllReturnsToZero) {
       }
       case 3:
       case 4:
-        if (!node.leases.empty()) node.give_back(node.leases[below(static_cast<uint32_t>(node.leases.size()))].lease);
+        if (!node.leases.empty())
+          node.give_back(node.leases[below(static_cast<uint32_t>(node.leases.size()))].lease);
         break;
-      case 5:
-        node.answer_recalls();
-        break;
+      case 5: node.answer_recalls(); break;
       case 6:
         if (!node.leases.empty())
-          node.scheduler.blocked(node.leases[below(static_cast<uint32_t>(node.leases.size()))].worker, below(2) == 0);
+          node.scheduler.blocked(node.leases[below(static_cast<uint32_t>(node.leases.size()))].worker,
+                                 below(2) == 0);
         break;
       case 7:
-        if (!node.leases.empty() && below(4) == 0) node.end(node.leases[below(static_cast<uint32_t>(node.leases.size()))].worker);
+        if (!node.leases.empty() && below(4) == 0)
+          node.end(node.leases[below(static_cast<uint32_t>(node.leases.size()))].worker);
         break;
       case 8:
         if (node.placements.size() < 2) {
-          node.scheduler.place_actor(++actors, job(1), cpu(1), below(2) ? cpu(1) : Resources{}, "", "A", false, node.now);
+          node.scheduler.place_actor(++actors, job(1), cpu(1), below(2) ? cpu(1) : Resources{}, "", "A",
+                                     false, node.now);
         } else if (below(2)) {
           node.scheduler.actor_created(node.placements[0].worker);
         } else {
@@ -484,7 +489,8 @@ TEST_P(RandomEvents, BooksHoldNobodyStarvesAndAllReturnsToZero) {
     if (HasFatalFailure()) return;
   }
 
-  // Nobody starves: with recalls answered, each shape that is wanted is held at some time within bounded quanta.
+  // Nobody starves: with recalls answered, each shape that is wanted is held at some time within bounded
+  // quanta.
   for (const Grant& grant : node.leases) node.scheduler.blocked(grant.worker, false);
   for (uint64_t actor = 1; actor <= actors; ++actor) node.scheduler.cancel_actor(actor);
   while (!node.placements.empty()) node.end(node.placements[0].worker);

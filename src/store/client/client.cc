@@ -7,7 +7,9 @@
 namespace skate::store {
 
 View::View(View&& other) noexcept
-    : core_(std::move(other.core_)), entry_(other.entry_), data_(std::exchange(other.data_, nullptr)),
+    : core_(std::move(other.core_)),
+      entry_(other.entry_),
+      data_(std::exchange(other.data_, nullptr)),
       bytes_(std::exchange(other.bytes_, 0)) {}
 
 View& View::operator=(View&& other) noexcept {
@@ -26,8 +28,11 @@ View::~View() {
 }
 
 Writable::Writable(Writable&& other) noexcept
-    : core_(std::move(other.core_)), entry_(other.entry_), state_bits_(other.state_bits_),
-      data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
+    : core_(std::move(other.core_)),
+      entry_(other.entry_),
+      state_bits_(other.state_bits_),
+      data_(std::exchange(other.data_, nullptr)),
+      bytes_(std::exchange(other.bytes_, 0)) {}
 
 Writable& Writable::operator=(Writable&& other) noexcept {
   if (this != &other) {
@@ -88,11 +93,13 @@ ObjectInfo Client::info(const ObjectId& id) const {
   const auto found = core_->find(id_words(id));
   if (!found) return {};
   const Entry& entry = core_->region().entry(found->entry);
-  ObjectInfo info{ObjectState::kSpilled, entry.size_bytes.load(std::memory_order_acquire), found->state.owner()};
+  ObjectInfo info{ObjectState::kSpilled, entry.size_bytes.load(std::memory_order_acquire),
+                  found->state.owner()};
   if (found->state.state() == EntryState::kCreating) info.state = ObjectState::kCreating;
   if (found->state.state() == EntryState::kSealed) info.state = ObjectState::kSealed;
   // The entry may have become another's between the two looks; then it is not what was asked for.
-  if (StateWord{entry.state.load(std::memory_order_acquire)}.generation() != found->state.generation()) return {};
+  if (StateWord{entry.state.load(std::memory_order_acquire)}.generation() != found->state.generation())
+    return {};
   return info;
 }
 

@@ -25,9 +25,9 @@ class Core;
 
 enum class ObjectState : uint8_t {
   kAbsent,
-  kCreating,   ///< somebody writes it
-  kSealed,     ///< `get` gives it
-  kSpilled,    ///< on disk, or on its way there or back: ask the node daemon to restore it
+  kCreating,  ///< somebody writes it
+  kSealed,    ///< `get` gives it
+  kSpilled,   ///< on disk, or on its way there or back: ask the node daemon to restore it
 };
 
 struct ObjectInfo {

@@ -136,7 +136,8 @@ TEST(Client, FullIsAnErrorWithSizesAndMemoryOfOthersIsUsedFirst) {
   auto more = a.create(id_of(101), 1000);
   ASSERT_FALSE(more.ok());
   EXPECT_EQ(more.error().code, ErrorCode::kFull);
-  EXPECT_NE(more.error().message.find("8388608 of 8388608 bytes in use by 1 objects"), std::string::npos) << more.error().message;
+  EXPECT_NE(more.error().message.find("8388608 of 8388608 bytes in use by 1 objects"), std::string::npos)
+      << more.error().message;
   auto huge = a.create(id_of(102), UINT64_MAX);
   EXPECT_EQ(huge.error().code, ErrorCode::kFull);
   b.erase(id_of(100));
@@ -219,9 +220,7 @@ TEST(Client, AgainstAModelUnderRandomOperations) {
           }
           break;
         }
-        case 1:
-          ASSERT_EQ(client.erase(id_of(number)), model.erase(number) == 1);
-          break;
+        case 1: ASSERT_EQ(client.erase(id_of(number)), model.erase(number) == 1); break;
         case 2: {
           auto view = client.get(id_of(number));
           ASSERT_EQ(view.has_value(), model.count(number) == 1);

@@ -10,7 +10,7 @@
 namespace skate::store {
 namespace {
 
-constexpr int kPinRetries = 8;       // an entry that changes this often under us is treated as absent
+constexpr int kPinRetries = 8;  // an entry that changes this often under us is treated as absent
 constexpr int kReclaimsMax = 1 << 16;
 
 uint64_t read(const Word& word) { return word.load(std::memory_order_acquire); }
@@ -21,7 +21,7 @@ Error forked_error() {
 }
 
 Result<uint64_t> file_bytes(int fd) {
-  struct stat status{};
+  struct stat status {};
   if (::fstat(fd, &status) != 0) return errno_error("looking at the object store's descriptor");
   return static_cast<uint64_t>(status.st_size);
 }
@@ -29,7 +29,8 @@ Result<uint64_t> file_bytes(int fd) {
 }  // namespace
 
 Core::Critical::Critical(Core& core)
-    : local_(core.transaction_mutex_), lock_(core.region_.super().lock, core.slot_),
+    : local_(core.transaction_mutex_),
+      lock_(core.region_.super().lock, core.slot_),
       held_(lock_.acquire(core.options_.lock_timeout_ms)) {}
 Core::Critical::~Critical() {
   if (held_) lock_.release();
@@ -38,19 +39,29 @@ Core::Critical::~Critical() {
 Core::Core(Geometry geometry, Mapping index, Mapping data, UniqueFd data_fd,
            std::unique_ptr<WriteWindows> windows, Mapping pins, ForkGuard guard, uint32_t slot,
            CoreOptions options)
-    : index_(std::move(index)), data_(std::move(data)), data_fd_(std::move(data_fd)),
-      region_(index_.base(), geometry), free_space_(region_), residency_(region_, data_fd_.get()),
-      windows_(std::move(windows)), pins_(std::move(pins)), guard_(std::move(guard)), slot_(slot),
+    : index_(std::move(index)),
+      data_(std::move(data)),
+      data_fd_(std::move(data_fd)),
+      region_(index_.base(), geometry),
+      free_space_(region_),
+      residency_(region_, data_fd_.get()),
+      windows_(std::move(windows)),
+      pins_(std::move(pins)),
+      guard_(std::move(guard)),
+      slot_(slot),
       options_(options) {}
 
 Result<std::shared_ptr<Core>> Core::open(int index_fd, int data_fd, uint32_t slot, CoreOptions options) {
   SKATE_TRY_ASSIGN(const uint64_t index_bytes, file_bytes(index_fd));
   SKATE_TRY_ASSIGN(const uint64_t data_bytes, file_bytes(data_fd));
-  if (index_bytes < sizeof(Superblock)) return Error{ErrorCode::kCorrupt, "not an object store: index too short"};
-  SKATE_TRY_ASSIGN(Mapping index, Mapping::map(index_fd, index_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE));
+  if (index_bytes < sizeof(Superblock))
+    return Error{ErrorCode::kCorrupt, "not an object store: index too short"};
+  SKATE_TRY_ASSIGN(Mapping index,
+                   Mapping::map(index_fd, index_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE));
   const auto& super = *reinterpret_cast<const Superblock*>(index.base());
   if (read(super.magic) != kMagic) return Error{ErrorCode::kCorrupt, "not an object store: wrong magic"};
-  SKATE_TRY_ASSIGN(const Geometry geometry, Geometry::plan(read(super.capacity_bytes), read(super.objects_max), read(super.clients_max)));
+  SKATE_TRY_ASSIGN(const Geometry geometry, Geometry::plan(read(super.capacity_bytes),
+                                                           read(super.objects_max), read(super.clients_max)));
   if (geometry.index_bytes != index_bytes || geometry.capacity_bytes != data_bytes)
     return Error{ErrorCode::kCorrupt, "not an object store: sizes do not agree"};
   if (slot >= geometry.clients_max)
@@ -59,13 +70,15 @@ Result<std::shared_ptr<Core>> Core::open(int index_fd, int data_fd, uint32_t slo
 
   SKATE_TRY_ASSIGN(Mapping data, Mapping::map(data_fd, data_bytes, PROT_READ, MAP_SHARED | MAP_NORESERVE));
   SKATE_TRY_ASSIGN(auto windows, WriteWindows::create(data_fd, data_bytes));
-  SKATE_TRY_ASSIGN(Mapping pins, Mapping::map(-1, size_t{geometry.objects_max} * sizeof(uint32_t), PROT_READ | PROT_WRITE,
-                                              MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE));
+  SKATE_TRY_ASSIGN(Mapping pins,
+                   Mapping::map(-1, size_t{geometry.objects_max} * sizeof(uint32_t), PROT_READ | PROT_WRITE,
+                                MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE));
   SKATE_TRY_ASSIGN(ForkGuard guard, ForkGuard::create(index_fd, slot));
   UniqueFd data_copy(::fcntl(data_fd, F_DUPFD_CLOEXEC, 0));
   if (!data_copy) return errno_error("duplicating the object store's descriptor");
   return std::shared_ptr<Core>(new Core(geometry, std::move(index), std::move(data), std::move(data_copy),
-                                        std::move(windows), std::move(pins), std::move(guard), slot, options));
+                                        std::move(windows), std::move(pins), std::move(guard), slot,
+                                        options));
 }
 
 Error Core::lock_error() const {
@@ -80,12 +93,12 @@ Error Core::lock_error() const {
 
 Error Core::full_error(uint64_t bytes) const {
   const uint64_t central = free_space_.largest_free_bytes(Geometry::kCentralPool);
-  return {ErrorCode::kFull,
-          "the object store is full: " + std::to_string(bytes) + " bytes wanted, " +
-              std::to_string(read(region_.super().used_bytes)) + " of " +
-              std::to_string(region_.geo().capacity_bytes) + " bytes in use by " +
-              std::to_string(read(region_.super().objects)) + " objects, largest free extent " +
-              std::to_string(central) + " bytes; free or spill objects, or give the store more memory"};
+  return {ErrorCode::kFull, "the object store is full: " + std::to_string(bytes) + " bytes wanted, " +
+                                std::to_string(read(region_.super().used_bytes)) + " of " +
+                                std::to_string(region_.geo().capacity_bytes) + " bytes in use by " +
+                                std::to_string(read(region_.super().objects)) +
+                                " objects, largest free extent " + std::to_string(central) +
+                                " bytes; free or spill objects, or give the store more memory"};
 }
 
 void Core::touch(uint32_t entry) {
@@ -125,13 +138,17 @@ Result<Core::Extent> Core::extent_of(uint32_t index, StateWord state) const {
   const Entry& entry = region_.entry(index);
   const uint64_t offset = read(entry.offset), bytes = read(entry.size_bytes);
   const Geometry& geo = region_.geo();
-  bool ok = offset < geo.capacity_bytes && offset % geo.granule_bytes() == 0 && bytes <= geo.capacity_bytes - offset;
+  bool ok = offset < geo.capacity_bytes && offset % geo.granule_bytes() == 0 &&
+            bytes <= geo.capacity_bytes - offset;
   if (ok) {
     const Block& block = region_.block(static_cast<uint32_t>(offset >> geo.granule_shift));
-    ok = FreeSpace::head_of(block).kind == FreeSpace::Kind::kUsed && read(block.entry) == uint64_t{index} + 1 &&
+    ok = FreeSpace::head_of(block).kind == FreeSpace::Kind::kUsed &&
+         read(block.entry) == uint64_t{index} + 1 &&
          uint64_t{FreeSpace::head_of(block).granules} << geo.granule_shift >= bytes;
   }
-  if (!ok) return Error{ErrorCode::kCorrupt, "the object store's index is damaged at entry " + std::to_string(index)};
+  if (!ok)
+    return Error{ErrorCode::kCorrupt,
+                 "the object store's index is damaged at entry " + std::to_string(index)};
   return Extent{index, state, offset, bytes};
 }
 
@@ -220,7 +237,8 @@ std::optional<uint32_t> Core::take_entry(Transaction& tx) {
   return static_cast<uint32_t>(high);
 }
 
-Core::Outcome Core::try_create(Transaction& tx, const std::array<uint64_t, 4>& id, uint64_t bytes, Extent* made) {
+Core::Outcome Core::try_create(Transaction& tx, const std::array<uint64_t, 4>& id, uint64_t bytes,
+                               Extent* made) {
   const auto index = take_entry(tx);
   if (!index) return tx.failed() ? Outcome::kNonsense : Outcome::kNoEntry;
   const auto block = free_space_.allocate(tx, slot_, bytes, *index);
@@ -300,7 +318,8 @@ Result<Core::Extent> Core::create(const ObjectId& id, uint64_t bytes) {
   {
     Critical critical(*this);
     if (!critical.held()) return lock_error();
-    if (find(words)) return Error{ErrorCode::kExists, "object " + id.hex() + " exists already in the object store"};
+    if (find(words))
+      return Error{ErrorCode::kExists, "object " + id.hex() + " exists already in the object store"};
     SKATE_TRY(place(id, bytes, [&](Transaction& tx) { return try_create(tx, words, bytes, &made); }));
   }
   region_.super().creates.fetch_add(1, std::memory_order_relaxed);
@@ -309,7 +328,8 @@ Result<Core::Extent> Core::create(const ObjectId& id, uint64_t bytes) {
 
 Result<uint8_t*> Core::open_for_writing(const Extent& extent) {
   SKATE_TRY_ASSIGN(const bool fresh, residency_.reserve(extent.offset, extent.bytes));
-  if (fresh && extent.bytes >= kLargeBytes) region_.super().large_fresh.fetch_add(1, std::memory_order_relaxed);
+  if (fresh && extent.bytes >= kLargeBytes)
+    region_.super().large_fresh.fetch_add(1, std::memory_order_relaxed);
   return windows_->open(extent.offset, std::max<uint64_t>(extent.bytes, 1), fresh);
 }
 
@@ -319,7 +339,8 @@ Result<void> Core::seal(uint32_t index, StateWord creating) {
   for (;;) {
     if ((seen & ~StateWord::kDoomed) != creating.bits) {
       region_.note_corruption();
-      return Error{ErrorCode::kCorrupt, "the object store's index is damaged at entry " + std::to_string(index)};
+      return Error{ErrorCode::kCorrupt,
+                   "the object store's index is damaged at entry " + std::to_string(index)};
     }
     const StateWord sealed = StateWord{seen}.with(EntryState::kSealed);
     if (!word.compare_exchange_strong(seen, sealed.bits, std::memory_order_seq_cst)) continue;
@@ -369,15 +390,16 @@ bool Core::evict(uint32_t index, StateWord sealed) {
   bool done = false;
   if (!pinned_by_others(index)) {
     done = transact([&](Transaction& tx) {
-      const auto extent = extent_of(index, state);
-      if (!extent) return tx.fail();
-      free_extent(tx, static_cast<uint32_t>(extent->offset >> region_.geo().granule_shift));
-      tx.set(region_.entry(index).offset, 0);
-      tx.add(region_.super().spilled_objects, 1);
-      tx.add(region_.super().spilled_bytes, extent->bytes);
-    }) == Done::kYes;
+             const auto extent = extent_of(index, state);
+             if (!extent) return tx.fail();
+             free_extent(tx, static_cast<uint32_t>(extent->offset >> region_.geo().granule_shift));
+             tx.set(region_.entry(index).offset, 0);
+             tx.add(region_.super().spilled_objects, 1);
+             tx.add(region_.super().spilled_bytes, extent->bytes);
+           }) == Done::kYes;
   }
-  if (!replace_state(index, &state, done ? EntryState::kSpilled : EntryState::kSealed, 0)) region_.note_corruption();
+  if (!replace_state(index, &state, done ? EntryState::kSpilled : EntryState::kSealed, 0))
+    region_.note_corruption();
   if (done) region_.super().evictions.fetch_add(1, std::memory_order_relaxed);
   unpin(index);
   return done && !state.doomed();
@@ -423,11 +445,11 @@ bool Core::end_restore(const Extent& extent, bool good) {
   bool back = false;
   if (!good) {
     back = transact([&](Transaction& tx) {
-      free_extent(tx, static_cast<uint32_t>(extent.offset >> region_.geo().granule_shift));
-      tx.set(region_.entry(extent.entry).offset, 0);
-      tx.add(region_.super().spilled_objects, 1);
-      tx.add(region_.super().spilled_bytes, extent.bytes);
-    }) == Done::kYes;
+             free_extent(tx, static_cast<uint32_t>(extent.offset >> region_.geo().granule_shift));
+             tx.set(region_.entry(extent.entry).offset, 0);
+             tx.add(region_.super().spilled_objects, 1);
+             tx.add(region_.super().spilled_bytes, extent.bytes);
+           }) == Done::kYes;
     if (!back) return false;
   }
   if (!replace_state(extent.entry, &state, back ? EntryState::kSpilled : EntryState::kSealed, 0))
@@ -448,7 +470,8 @@ bool Core::erase(const ObjectId& id) {
     touch(found->entry);
     uint64_t seen = found->state.bits;
     const StateWord doomed = found->state.with_doom();
-    if (!region_.entry(found->entry).state.compare_exchange_strong(seen, doomed.bits, std::memory_order_seq_cst))
+    if (!region_.entry(found->entry)
+             .state.compare_exchange_strong(seen, doomed.bits, std::memory_order_seq_cst))
       continue;
     free_if_unpinned(found->entry, doomed);
     return true;

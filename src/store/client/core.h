@@ -113,8 +113,9 @@ class Core {
   };
 
  private:
-  Core(Geometry geometry, Mapping index, Mapping data, UniqueFd data_fd, std::unique_ptr<WriteWindows> windows,
-       Mapping pins, ForkGuard guard, uint32_t slot, CoreOptions options);
+  Core(Geometry geometry, Mapping index, Mapping data, UniqueFd data_fd,
+       std::unique_ptr<WriteWindows> windows, Mapping pins, ForkGuard guard, uint32_t slot,
+       CoreOptions options);
   enum class Outcome : uint8_t { kDone, kNoMemory, kNoEntry, kBucketFull, kNonsense };
   Outcome try_create(Transaction& tx, const std::array<uint64_t, 4>& id, uint64_t bytes, Extent* made);
   template <class Attempt>
@@ -141,7 +142,7 @@ class Core {
   ForkGuard guard_;
   const uint32_t slot_;
   const CoreOptions options_;
-  std::mutex transaction_mutex_;  // one undo log for each process, so one transaction at a time
+  std::mutex transaction_mutex_;        // one undo log for each process, so one transaction at a time
   std::array<std::mutex, 64> stripes_;  // each guards the pin counts of the entries that fall to it
 };
 

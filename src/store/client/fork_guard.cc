@@ -9,7 +9,7 @@ namespace skate::store {
 namespace {
 
 struct flock family_byte(uint32_t slot) {
-  struct flock lock{};
+  struct flock lock {};
   lock.l_type = F_WRLCK;
   lock.l_whence = SEEK_SET;
   lock.l_start = slot;

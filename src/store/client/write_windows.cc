@@ -15,7 +15,8 @@ constexpr uint64_t kPopulateFromBytes = 256 * 1024;
 }  // namespace
 
 Result<std::unique_ptr<WriteWindows>> WriteWindows::create(int data_fd, uint64_t capacity_bytes) {
-  SKATE_TRY_ASSIGN(Mapping mapping, Mapping::map(data_fd, capacity_bytes, PROT_NONE, MAP_SHARED | MAP_NORESERVE));
+  SKATE_TRY_ASSIGN(Mapping mapping,
+                   Mapping::map(data_fd, capacity_bytes, PROT_NONE, MAP_SHARED | MAP_NORESERVE));
   mapping.advise(MADV_DONTFORK);
   return std::unique_ptr<WriteWindows>(new WriteWindows(std::move(mapping)));
 }

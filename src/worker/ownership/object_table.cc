@@ -47,7 +47,8 @@ void ObjectTable::settle(Entry* entry) {
   while (!stack.empty()) {
     Entry* next = stack.back();
     stack.pop_back();
-    if (next->pins != 0 || next->grants_out != 0 || next->handles.load(std::memory_order_acquire) != 0) continue;
+    if (next->pins != 0 || next->grants_out != 0 || next->handles.load(std::memory_order_acquire) != 0)
+      continue;
     if (next->owner != nullptr) {
       if (next->grants_in != 0) effects_.release_ref(next->owner, next->id, next->grants_in);
     } else {
@@ -124,12 +125,8 @@ void ObjectTable::registered(const ObjectId& id) {
 
 void ObjectTable::meet(const Obligation& obligation) {
   switch (obligation.kind) {
-    case Obligation::Kind::kPinsReleased:
-      effects_.pins_released(obligation.peer, obligation.token);
-      break;
-    case Obligation::Kind::kResultsTaken:
-      effects_.results_taken(obligation.peer, obligation.token);
-      break;
+    case Obligation::Kind::kPinsReleased: effects_.pins_released(obligation.peer, obligation.token); break;
+    case Obligation::Kind::kResultsTaken: effects_.results_taken(obligation.peer, obligation.token); break;
     case Obligation::Kind::kUnpin:
       if (Entry* outer = find(obligation.outer)) unpin(outer);
       break;

@@ -42,20 +42,20 @@ enum class ObjectState : uint8_t {
 
 struct Entry {
   ObjectId id;
-  Peer* owner = nullptr;               ///< null: this process
-  std::atomic<uint32_t> handles{0};    ///< of the program
-  uint32_t pins = 0;                   ///< of tasks, containing objects, streams
-  uint32_t grants_out = 0;             ///< to borrowers (owned objects)
-  uint32_t grants_in = 0;              ///< from the owner (borrowed ones)
+  Peer* owner = nullptr;             ///< null: this process
+  std::atomic<uint32_t> handles{0};  ///< of the program
+  uint32_t pins = 0;                 ///< of tasks, containing objects, streams
+  uint32_t grants_out = 0;           ///< to borrowers (owned objects)
+  uint32_t grants_in = 0;            ///< from the owner (borrowed ones)
   std::atomic<ObjectState> state{ObjectState::kPending};
   bool is_error = false;
-  bool asked = false;                  ///< GetObject is under way
-  bool in_local_store = false;         ///< this process must erase it from the store at the end (owned)
-  bool keeps_actor = false;            ///< the handle count of an actor; end of it ends the actor
-  uint32_t wait_mark = 0;              ///< of the last wait() that saw it: finds duplicates (under the GIL)
+  bool asked = false;           ///< GetObject is under way
+  bool in_local_store = false;  ///< this process must erase it from the store at the end (owned)
+  bool keeps_actor = false;     ///< the handle count of an actor; end of it ends the actor
+  uint32_t wait_mark = 0;       ///< of the last wait() that saw it: finds duplicates (under the GIL)
   uint64_t size_bytes = 0;
   BlobPtr value;
-  TaskRecord* task = nullptr;          ///< makes it, while that is to come
+  TaskRecord* task = nullptr;                      ///< makes it, while that is to come
   std::unique_ptr<std::vector<Entry*>> contained;  ///< pinned by this object
   std::vector<Waiter*> waiters;
   std::unique_ptr<std::vector<Peer*>> remote_waiters;
