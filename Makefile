@@ -20,6 +20,7 @@ setup: ## install what is missing: Debian packages, and Python packages in .venv
 	@scripts/setup.sh build
 
 build/release/build.ninja: CMakePresets.json scripts/requirements/build.pip | setup
+	@mkdir -p build
 	@cmake --preset release -DSKATE_PYTHON=ON -DSKATE_INPLACE=ON -DPython_EXECUTABLE=$(CURDIR)/$(VENV) >build/release.log \
 	  || { cat build/release.log; exit 1; }
 	@touch $@

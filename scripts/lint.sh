@@ -5,7 +5,7 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 export PATH=$PWD/.venv/bin:$PATH
 
-mapfile -t cpp < <(find src include python/bindings \( -name '*.cc' -o -name '*.h' \) | sort)
+mapfile -t cpp < <(find src python/bindings \( -name '*.cc' -o -name '*.h' \) | sort)
 mapfile -t python < <(ls -d python compat bench examples scripts tests 2>/dev/null)
 
 if [ "${1:-}" = --fix ]; then

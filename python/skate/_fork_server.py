@@ -47,7 +47,18 @@ _POOL_SIZES = (
 )
 # Read when a process or an allocator starts: only a new process obeys them.
 _READ_AT_LOAD = ("LD_", "PYTHON", "MALLOC_", "GLIBC_TUNABLES", "MIMALLOC_", "JEMALLOC_", "TCMALLOC_")
-_POOL_PREFIXES = ("OMP_", "OPENBLAS_", "MKL_", "BLIS_", "VECLIB_", "NUMEXPR_", "KMP_", "GOMP_", "TBB_", "RAYON_")
+_POOL_PREFIXES = (
+    "OMP_",
+    "OPENBLAS_",
+    "MKL_",
+    "BLIS_",
+    "VECLIB_",
+    "NUMEXPR_",
+    "KMP_",
+    "GOMP_",
+    "TBB_",
+    "RAYON_",
+)
 _POOL_LIBRARIES = ("openblas", "libgomp", "libiomp", "libomp", "mkl_", "libblis", "libtbb", "numexpr")
 
 

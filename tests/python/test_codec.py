@@ -16,15 +16,12 @@ import sys
 import threading
 import types
 
+import cloudpickle
+import codec_test_module as codec
+import numpy as np
 import pytest
-
-codec = pytest.importorskip("codec_test_module", reason="build the target codec_test_module")
-cloudpickle = pytest.importorskip("cloudpickle")
-np = pytest.importorskip("numpy")
-hypothesis = pytest.importorskip("hypothesis")
-
-from hypothesis import given, settings  # noqa: E402
-from hypothesis import strategies as st  # noqa: E402
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 try:
     import skate._pickle  # noqa: F401

@@ -15,7 +15,7 @@ import pytest
 
 SOURCE = pathlib.Path(__file__).resolve().parents[2] / "python" / "skate"
 
-TARGETS = '''
+TARGETS = """
 import json, os, sys, time, threading
 
 def facts(socket_path, token):
@@ -47,7 +47,7 @@ def wait(socket_path, token):
 
 def nothing(socket_path, token):
     return 0
-'''
+"""
 
 THREADED = """
 import threading, time
@@ -137,7 +137,11 @@ def test_child_is_what_was_asked_for(start, tmp_path):
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     forked, out, err = server.run(
-        2**63 + 5, env={"MINE": "yes", "GONE": None}, cwd=str(elsewhere), sys_path=["/first"], argv=["job.py", "-x"]
+        2**63 + 5,
+        env={"MINE": "yes", "GONE": None},
+        cwd=str(elsewhere),
+        sys_path=["/first"],
+        argv=["job.py", "-x"],
     )
     assert err == b""
     facts = json.loads(out)
@@ -165,7 +169,9 @@ def test_children_draw_different_numbers(start):
         assert len({facts[name] for facts in drawn}) == 3
 
 
-@pytest.mark.parametrize(("entry", "code", "number"), [("leave", 7, 0), ("crash", 0, signal.SIGABRT), ("fail", 1, 0)])
+@pytest.mark.parametrize(
+    ("entry", "code", "number"), [("leave", 7, 0), ("crash", 0, signal.SIGABRT), ("fail", 1, 0)]
+)
 def test_exit_status_is_reported(start, entry, code, number):
     server = start(entry)
     forked, _, err = server.run()

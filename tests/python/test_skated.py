@@ -96,16 +96,33 @@ class Cluster:
         key.chmod(0o600)
         self.starter = subprocess.Popen(["sleep", "600"])
         self.env = dict(os.environ, PYTHONPATH=str(folder / "path"), TEST_VERSION=version())
-        common = ["--session-dir", str(self.session), "--key-file", str(key), "--watch-pid", str(self.starter.pid)]
+        common = [
+            "--session-dir",
+            str(self.session),
+            "--key-file",
+            str(key),
+            "--watch-pid",
+            str(self.starter.pid),
+        ]
         self.address = f"unix:{self.session}/control.sock"
         self.control, _ = self.start(["control", *common, "--listen", self.address])
-        options = ["--num-cpus", "2", "--object-store-memory", str(64 << 20), "--python", sys.executable, "--head"]
+        options = [
+            "--num-cpus",
+            "2",
+            "--object-store-memory",
+            str(64 << 20),
+            "--python",
+            sys.executable,
+            "--head",
+        ]
         self.node, ready = self.start(["node", *common, "--control", self.address, *options])
         self.socket = json.loads(ready)["socket"]
 
     def start(self, arguments: list[str]) -> tuple[subprocess.Popen, str]:
         read, write = os.pipe()
-        process = subprocess.Popen([SKATED, *arguments, "--ready-fd", str(write)], pass_fds=[write], env=self.env)
+        process = subprocess.Popen(
+            [SKATED, *arguments, "--ready-fd", str(write)], pass_fds=[write], env=self.env
+        )
         os.close(write)
         with os.fdopen(read) as ready:
             line = ready.readline()
@@ -120,13 +137,17 @@ class Cluster:
             "print(fds, flush=True)\n"
             "time.sleep(600)\n"
         )
-        process = subprocess.Popen([sys.executable, "-c", code], env=self.env, stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            [sys.executable, "-c", code], env=self.env, stdout=subprocess.PIPE, text=True
+        )
         assert process.stdout is not None
         assert process.stdout.readline() == "4\n"
         return process
 
     def registered(self) -> int:
-        return sum("registered with 4" in path.read_text() for path in (self.session / "logs").glob("worker-*.out"))
+        return sum(
+            "registered with 4" in path.read_text() for path in (self.session / "logs").glob("worker-*.out")
+        )
 
     def stop(self) -> None:
         self.starter.kill()
@@ -169,7 +190,11 @@ def test_workers_end_when_the_daemon_is_killed(cluster):
     ours = descendants(cluster.node.pid)
     cluster.node.kill()
     cluster.node.wait()
-    gone = lambda pid: not pathlib.Path(f"/proc/{pid}").exists() or "Z" in pathlib.Path(f"/proc/{pid}/stat").read_text()  # noqa: E731
+
+    def gone(pid: int) -> bool:
+        stat = pathlib.Path(f"/proc/{pid}/stat")
+        return not stat.exists() or "Z" in stat.read_text()
+
     assert eventually(lambda: all(gone(pid) for pid in ours), 5)
     driver.kill()
     driver.wait()

@@ -374,7 +374,8 @@ def test_log_once():
 
 
 def test_joblib():
-    joblib = pytest.importorskip("joblib")
+    import joblib
+
     module = __import__("skate.util.joblib", fromlist=["x"])
     name = "skate" if hasattr(module, "register_skate") else "ray"
     getattr(module, f"register_{name}")()
