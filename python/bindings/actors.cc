@@ -103,16 +103,9 @@ PyObject* actor_method(PyObject* object, PyObject* args) {
   return reinterpret_cast<PyObject*>(method);
 }
 
-/// Pickles as what a receiver needs for calls; the counted handle travels as a ref of the value.
+/// Pickles as what a receiver needs for calls; the counted handle travels as a ref (see ref_reduce).
 PyObject* actor_reduce(PyObject* object, PyObject*) {
   auto* self = reinterpret_cast<ActorObject*>(object);
-  if (!in_encode_context()) {
-    PyErr_SetString(
-        PyExc_TypeError,
-        "an actor handle can only be pickled inside an argument, a result or a put value; give the "
-        "actor a name and look it up with get_actor where else it is needed");
-    return nullptr;
-  }
   wire::ActorInfo info = self->info;
   info.death = {};
   std::string body = wire::encode(info);

@@ -80,6 +80,7 @@ PyObject* new_ref(Entry* entry);
 Entry* entry_of(PyObject* ref);
 const EncodeHooks& encode_hooks();
 bool refs_init(PyObject* module);
+PyObject* py_restore_stray_ref(PyObject*, PyObject* bytes);
 
 // --- values (objects.cc) ---
 /// Encodes `value`; false with a Python error set.

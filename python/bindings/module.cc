@@ -60,6 +60,7 @@ PyMethodDef functions[] = {
     {"list_named_actors", py_list_named_actors, METH_VARARGS, nullptr},
     {"kill_actor", py_kill_actor, METH_VARARGS, nullptr},
     {"_restore_actor", py_restore_actor, METH_VARARGS, nullptr},
+    {"_restore_stray_ref", py_restore_stray_ref, METH_O, nullptr},
     {"control_call", py_control_call, METH_VARARGS, nullptr},
     {"kv_put", kv_put, METH_VARARGS, nullptr},
     {"kv_get", kv_get, METH_VARARGS, nullptr},

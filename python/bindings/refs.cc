@@ -138,17 +138,25 @@ PyObject* ref_from_random(PyObject* type, PyObject*) {
   return from_id(reinterpret_cast<PyTypeObject*>(type), ObjectId(ObjectId::random()));
 }
 
-/// Inside a value: an index into the value's refs. Elsewhere (the user pickles a ref himself): its id, which
-/// keeps nothing alive.
+/// Inside a value: an index into the value's refs. Elsewhere (a closure, or the user pickles a ref himself): its
+/// id and owner. Nobody knows how many copies of that pickle there are, so the object then stays until its
+/// owner ends, as in Ray.
 PyObject* ref_reduce(PyObject* self, PyObject*) {
   auto* ref = reinterpret_cast<RefObject*>(self);
-  if (in_encode_context()) {
-    Entry* entry = entry_of(self);
-    if (entry == nullptr) return nullptr;
-    return reduce_registered_ref(register_ref(ref->id, require_runtime()->owner_of(entry), self));
+  if (ref->id.is_nil()) {
+    Object maker(PyObject_GetAttrString(reinterpret_cast<PyObject*>(ref_type), "nil"));
+    return maker ? Py_BuildValue("(N())", maker.release()) : nullptr;
   }
-  Object maker(PyObject_GetAttrString(reinterpret_cast<PyObject*>(ref_type), "from_binary"));
-  Object bytes(bytes_of(ref->id));
+  Entry* entry = entry_of(self);
+  if (entry == nullptr) return nullptr;
+  Runtime* runtime = require_runtime();
+  wire::Address owner = runtime->owner_of(entry);
+  if (in_encode_context()) return reduce_registered_ref(register_ref(ref->id, owner, self));
+  runtime->pin(entry);
+  wire::ObjectRecord record{ref->id, owner};
+  Object module(PyImport_ImportModule("skate._skate"));
+  Object maker(module ? PyObject_GetAttrString(module.get(), "_restore_stray_ref") : nullptr);
+  Object bytes(PyBytes_FromStringAndSize(reinterpret_cast<const char*>(&record), sizeof record));
   if (!maker || !bytes) return nullptr;
   return Py_BuildValue("(N(N))", maker.release(), bytes.release());
 }
@@ -235,6 +243,19 @@ Entry* entry_of(PyObject* object) {
     self->epoch = connection_epoch();
   }
   return self->entry;
+}
+
+PyObject* py_restore_stray_ref(PyObject*, PyObject* bytes) {
+  char* data;
+  Py_ssize_t size;
+  if (PyBytes_AsStringAndSize(bytes, &data, &size) != 0) return nullptr;
+  wire::ObjectRecord record;
+  if (size != static_cast<Py_ssize_t>(sizeof record))
+    return PyErr_Format(PyExc_ValueError, "the pickled ObjectRef is damaged");
+  std::memcpy(&record, data, sizeof record);
+  Runtime* runtime = require_runtime();
+  if (runtime == nullptr) return nullptr;
+  return new_ref(runtime->adopt_refs({&record, 1}, nullptr, nullptr)[0]);
 }
 
 bool refs_init(PyObject* module) {

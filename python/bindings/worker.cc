@@ -79,17 +79,23 @@ ObjectId result_id(const IncomingTask& task, uint32_t index) {
   return ObjectId::of(task.header.task, index + 1);
 }
 
-/// The pending Python exception as an error value; clears it. `retry` says whether retry_exceptions covers
-/// it.
-bool error_value(Runtime& runtime, IncomingTask& task, PyObject* callable, OutgoingValue& out, bool* retry) {
+/// Takes the pending Python exception, normalised and with its traceback.
+Object take_exception() {
   PyObject *type, *value, *traceback;
   PyErr_Fetch(&type, &value, &traceback);
   PyErr_NormalizeException(&type, &value, &traceback);
   if (traceback != nullptr) PyException_SetTraceback(value, traceback);
-  Object held_type(type), held_traceback(traceback), exception(value);
+  Py_XDECREF(type);
+  Py_XDECREF(traceback);
+  return Object(value);
+}
+
+/// An exception as an error value. `retry` says whether retry_exceptions covers it. False: Python error set.
+bool error_value(Runtime& runtime, IncomingTask& task, PyObject* exception, PyObject* callable, OutgoingValue& out,
+                 bool* retry) {
   *retry = false;
-  if (task.header.retry_exceptions != 0 && !PyErr_GivenExceptionMatches(value, PyExc_KeyboardInterrupt)) {
-    PyObject* args[] = {value, callable == nullptr ? Py_None : callable};
+  if (task.header.retry_exceptions != 0 && !PyErr_GivenExceptionMatches(exception, PyExc_KeyboardInterrupt)) {
+    PyObject* args[] = {exception, callable == nullptr ? Py_None : callable};
     Object answer(PyObject_Vectorcall(hook("should_retry"), args, 2, nullptr));
     if (!answer)
       PyErr_WriteUnraisable(callable);
@@ -99,41 +105,37 @@ bool error_value(Runtime& runtime, IncomingTask& task, PyObject* callable, Outgo
   ActorId owner = task.create ? task.create->spec.actor : task.header.task.actor();
   Object name(PyUnicode_FromString(display_name(task).c_str()));
   Object actor_hex(PyUnicode_FromString(owner.is_nil() ? "" : owner.hex().c_str()));
+  if (!name || !actor_hex) return false;
   EncodedValue encoded;
   Object payload;
   {
     EncodeScope scope(encode_hooks(), encoded);
-    PyObject* args[] = {value, name.get(), actor_hex.get()};
+    PyObject* args[] = {exception, name.get(), actor_hex.get()};
     payload = Object(PyObject_Vectorcall(hook("make_task_error"), args, 3, nullptr));
   }
   return payload && encode_payload(wire::ValueFormat::kError, payload.get(), encoded) &&
          outgoing(runtime, encoded, out, nullptr, true);
 }
 
+/// Answers the task with the pending Python exception, or ends the worker where that is what it means.
 void finish_with_error(Runtime& runtime, const TaskPtr& task, PyObject* callable) {
-  bool exit_asked = PyErr_ExceptionMatches(hook("ActorExitRequest")) != 0;
-  bool system_exit = !exit_asked && PyErr_ExceptionMatches(PyExc_SystemExit) != 0;
-  bool interrupted = task->cancelled.load() && PyErr_ExceptionMatches(PyExc_KeyboardInterrupt) != 0;
-  if (exit_asked) {
-    // The caller hears of the end as of an intended death, through control.
-    PyErr_Clear();
-    exit_code = 0;
+  Object exception = take_exception();
+  if (PyErr_GivenExceptionMatches(exception.get(), hook("ActorExitRequest"))) {
+    exit_code = 0;  // the caller hears of it as of an intended death, through control
     return;
   }
-  if (system_exit) {
-    PyObject *type, *value, *traceback;
-    PyErr_Fetch(&type, &value, &traceback);
-    PyErr_NormalizeException(&type, &value, &traceback);
-    Object held_type(type), held(value), held_traceback(traceback);
-    Object code(value == nullptr ? nullptr : PyObject_GetAttrString(value, "code"));
+  if (PyErr_GivenExceptionMatches(exception.get(), PyExc_SystemExit)) {
+    Object code(PyObject_GetAttrString(exception.get(), "code"));
     exit_code = code && PyLong_Check(code.get()) ? static_cast<int>(PyLong_AsLong(code.get()))
                                                  : (code && code.get() != Py_None);
     PyErr_Clear();
     return;
   }
+  bool interrupted =
+      task->cancelled.load() && PyErr_GivenExceptionMatches(exception.get(), PyExc_KeyboardInterrupt);
   OutgoingValue error;
   bool retry = false;
-  if (!error_value(runtime, *task, callable, error, &retry)) {
+  if (!error_value(runtime, *task, exception.get(), callable, error, &retry)) {
     PyErr_Print();
     exit_code = 1;
     return;
@@ -334,9 +336,9 @@ void create_instance(Runtime& runtime, const TaskPtr& task) {
   if (!instance) {
     OutgoingValue error;
     bool retry;
-    bool exits = PyErr_ExceptionMatches(PyExc_SystemExit) != 0;
-    if (exits) PyErr_Clear();
-    if (!exits && !error_value(runtime, *task, nullptr, error, &retry)) PyErr_Print();
+    Object exception = take_exception();
+    bool exits = PyErr_GivenExceptionMatches(exception.get(), PyExc_SystemExit) != 0;
+    if (!exits && !error_value(runtime, *task, exception.get(), nullptr, error, &retry)) PyErr_Print();
     runtime.finish_actor_creation(task, false, error.inline_value);
     exit_code = exits ? 0 : 1;
     return;

@@ -32,13 +32,20 @@ BlobPtr system_error(const std::string& kind, const std::map<std::string, std::s
 
 std::map<std::string, std::string> death_fields(const wire::Death& death) {
   std::map<std::string, std::string> fields;
-  fields["cause"] = kind_text(death.kind);
-  fields["message"] = death.message;
+  fields["cause"] = death.message.empty() ? kind_text(death.kind) : death.message;
+  fields["kind"] = kind_text(death.kind);
+  if (death.kind == wire::DeathKind::kIntended) fields["intended"] = "1";
   if (death.pid != 0) fields["pid"] = std::to_string(death.pid);
   if (death.kind == wire::DeathKind::kExited) fields["exit_code"] = std::to_string(death.exit_code);
   if (death.signal != 0) fields["signal"] = std::to_string(death.signal);
   if (!death.log_tail.empty()) fields["log_tail"] = death.log_tail;
-  if (!death.error_value.empty()) fields["error_value"] = death.error_value;
+  if (!death.error_value.empty()) {
+    // The constructor's exception: its pickle, in hexadecimal since fields are text.
+    Result<wire::ValueView> view = wire::parse_value(
+        {reinterpret_cast<const uint8_t*>(death.error_value.data()), death.error_value.size()});
+    if (view.ok() && view->format() == wire::ValueFormat::kError)
+      fields["creation_error_hex"] = to_hex(view->inband().data(), view->inband().size());
+  }
   return fields;
 }
 
