@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 seconds=${1:-60}
 
 cmake --preset fuzz >/dev/null
-cmake --build --preset fuzz --parallel "${JOBS:-$(nproc)}"
+cmake --build --preset fuzz --parallel "${JOBS:-$(nproc)}" --target fuzzers
 
 run_one() {
   local program=$1 seconds=$2 name corpus failures
