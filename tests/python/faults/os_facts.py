@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -87,7 +88,7 @@ def descriptors(pid):
     for name in names:
         try:
             out[int(name)] = os.readlink(f"/proc/{pid}/fd/{name}")
-        except (FileNotFoundError, ProcessLookupError):
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
             continue
     return out
 
@@ -110,6 +111,19 @@ def memfd_inodes(pids):
         except (FileNotFoundError, ProcessLookupError, PermissionError):
             continue
     return found
+
+
+def bytes_on_disk(pids, folder):
+    """What these processes hold in files without a name, in `folder`: spilled objects."""
+    total = 0
+    for pid in pids:
+        for fd, target in descriptors(pid).items():
+            if target.startswith(f"{folder}/"):
+                try:
+                    total += os.stat(f"/proc/{pid}/fd/{fd}").st_blocks * 512
+                except (FileNotFoundError, ProcessLookupError):
+                    continue
+    return total
 
 
 def files_under(folder):
@@ -183,9 +197,14 @@ class Driver:
 
     def finish(self, timeout_s=50):
         """Waits for the end; returns (exit code, all output)."""
-        rest, _ = self.process.communicate(timeout=timeout_s)
-        self.lines.append(rest or "")
-        return self.process.returncode, self.text()
+        self.process.stdin.close()
+        # Not communicate(): it would miss what `until` has read ahead.
+        rest = threading.Thread(target=lambda: self.lines.extend(self.process.stdout), daemon=True)
+        rest.start()
+        code = self.process.wait(timeout=timeout_s)
+        rest.join(timeout=timeout_s)
+        assert not rest.is_alive(), f"something keeps the output open:\n{self.text()}"
+        return code, self.text()
 
     def text(self):
         return "".join(self.lines)

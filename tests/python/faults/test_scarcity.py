@@ -4,6 +4,7 @@ import os
 import resource
 
 import pytest
+from os_facts import HERE
 
 FILLED_SHM = """
 import os
@@ -82,11 +83,15 @@ print("AGAIN", all((skate.get(r) == i).all() for i, r in enumerate(again)))
 def test_spilling_and_restoring(driver, tmp_path):
     d = driver(
         SPILL.format(folder=str(tmp_path))
+        + f"HERE = {HERE!r}\n"
         + """
 print("ERROR", error)
+import sys
+sys.path.insert(0, HERE)
+from os_facts import bytes_on_disk, descendants
 def spilled():
-    return [n for p, _, names in os.walk(FOLDER) for n in names]
-print("FILES", len(spilled()))
+    return bytes_on_disk(descendants(os.getpid()), FOLDER)
+print("ON-DISK", spilled())
 print("INTACT", all((skate.get(r) == i).all() for i, r in enumerate(refs)))
 first = skate.remote(lambda x: float(x[0]))
 print("BY-TASK", skate.get([first.remote(r) for r in refs]) == [float(i) for i in range(40)])
@@ -96,12 +101,12 @@ import time
 deadline = time.monotonic() + 20
 while time.monotonic() < deadline and spilled():
     time.sleep(0.05)
-print("LEFT", len(spilled()))
+print("LEFT", spilled())
 """
     )
     rc, out = d.finish()
     assert rc == 0 and "ERROR None" in out, out
-    assert int(next(x for x in out.splitlines() if x.startswith("FILES")).split()[1]) > 0
+    assert int(next(x for x in out.splitlines() if x.startswith("ON-DISK")).split()[1]) > 600 * 10**6
     assert "INTACT True" in out and "BY-TASK True" in out and "LEFT 0" in out, out
 
 
