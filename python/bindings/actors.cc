@@ -159,8 +159,10 @@ PyObject* method_submit(PyObject* object, PyObject* const* args, Py_ssize_t coun
   std::vector<Argument> arguments;
   std::vector<Entry*> pinned;
   if ((n != 0 || keyword_names != nullptr) &&
-      !build_arguments(*runtime, args, n, keyword_names, arguments, pinned))
+      !build_arguments(*runtime, args, n, keyword_names, arguments, pinned)) {
+    blame_argument_of(self->spec->name);
     return nullptr;
+  }
   Result<Runtime::Submitted> submitted =
       runtime->submit_to_actor(self->actor->info.actor, handle, self->spec, std::move(arguments),
                                std::move(pinned), current_task_id());

@@ -56,6 +56,8 @@ uint64_t connection_epoch();
 void adopt_runtime(std::unique_ptr<Runtime> runtime);
 const std::string& default_runtime_env();
 void set_job_json(const std::string& job_json);
+/// Whether a signal's handler raised; for waits without the GIL.
+bool interrupted();
 /// Sets the Python exception for an Error of the runtime's.
 void set_error(const Error& error);
 PyObject* py_connect(PyObject*, PyObject* config);
@@ -111,6 +113,8 @@ bool spec_from_options(PyObject* options, worker::TaskSpec& spec, int64_t* arity
 /// Arguments of a call; false with a Python error set.
 bool build_arguments(Runtime& runtime, PyObject* const* args, size_t count, PyObject* keyword_names,
                      std::vector<worker::Argument>& out, std::vector<Entry*>& pinned);
+/// Puts the function's name into the error of an argument that cannot be pickled.
+void blame_argument_of(const std::string& function);
 bool check_arity(PyObject* check, int64_t arity_min, int64_t arity_max, PyObject* const* args, size_t count,
                  PyObject* keyword_names);
 PyObject* wrap_returns(const worker::TaskSpec& spec, Runtime::Submitted submitted);

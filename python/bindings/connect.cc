@@ -2,7 +2,9 @@
 #include <dlfcn.h>
 #include <unistd.h>
 
+#include <cmath>
 #include <cstdlib>
+#include <cstring>
 #include <nlohmann/json.hpp>
 
 #include "bindings/bindings.h"
@@ -131,12 +133,19 @@ void adopt_runtime(std::unique_ptr<Runtime> runtime) {
   current = std::move(runtime);
 }
 
+bool interrupted() {
+  PyGILState_STATE state = PyGILState_Ensure();
+  bool raised = PyErr_CheckSignals() != 0;
+  PyGILState_Release(state);
+  return raised;
+}
+
 void set_error(const Error& error) {
   switch (error.code) {
     case ErrorCode::kTimeout: raise_system_error("get_timeout", {{"message", error.message}}); return;
     case ErrorCode::kInvalid: PyErr_SetString(PyExc_ValueError, error.message.c_str()); return;
     case ErrorCode::kCancelled:
-      if (PyErr_CheckSignals() == 0) PyErr_SetString(PyExc_RuntimeError, error.message.c_str());
+      if (PyErr_Occurred() == nullptr && PyErr_CheckSignals() == 0) PyErr_SetString(PyExc_RuntimeError, error.message.c_str());
       return;
     default: raise_system_error("system", {{"message", error.message}});
   }
@@ -266,7 +275,50 @@ namespace {
 /// A control call that Ctrl-C may interrupt.
 Result<std::string> ask_control(Runtime& runtime, wire::ControlMethod method, const std::string& body) {
   WithoutGil released;
-  return runtime.control_call(method, body, Clock::now() + std::chrono::seconds(60));
+  return runtime.control_call(method, body, Clock::now() + std::chrono::seconds(60), interrupted);
+}
+
+Result<wire::PlacementGroupRequest> group_request(const Runtime& runtime, const nlohmann::json& arguments,
+                                                  bool is_new) {
+  wire::PlacementGroupRequest out;
+  secure_random_bytes(reinterpret_cast<uint8_t*>(&out.key), sizeof out.key);
+  out.job = runtime.job();
+  if (!is_new) {
+    std::optional<PlacementGroupId> group = PlacementGroupId::parse_hex(arguments.value("id", ""));
+    if (!group) return Error{ErrorCode::kInvalid, "that is no id of a placement group"};
+    out.group = *group;
+    return out;
+  }
+  out.group = PlacementGroupId::random();
+  std::memcpy(out.group.data() + PlacementGroupId::kSize - JobId::kSize, out.job.data(), JobId::kSize);
+  out.name = arguments.value("name", "");
+  out.strategy = arguments.value("strategy", "PACK");
+  out.detached = arguments.value("detached", false);
+  for (const nlohmann::json& bundle : arguments.at("bundles")) {
+    wire::Resources resources;
+    for (const auto& [name, amount] : bundle.items())
+      resources[name] = std::llround(amount.get<double>() * wire::kResourceUnit);
+    out.bundles.push_back(std::move(resources));
+  }
+  return out;
+}
+
+/// "pg_create", "pg_remove" and "pg_wait" (whether it is there by now) are requests of their own.
+Result<std::string> ask_group(Runtime& runtime, std::string_view method, const std::string& payload) {
+  nlohmann::json arguments = nlohmann::json::parse(payload, nullptr, false);
+  if (!arguments.is_object()) return Error{ErrorCode::kInvalid, "the arguments are no JSON object"};
+  bool is_new = method == "pg_create";
+  Result<wire::PlacementGroupRequest> request = group_request(runtime, arguments, is_new);
+  if (!request.ok()) return request.error();
+  wire::ControlMethod asked = is_new                  ? wire::ControlMethod::kCreatePlacementGroup
+                              : method == "pg_remove" ? wire::ControlMethod::kRemovePlacementGroup
+                                                      : wire::ControlMethod::kGetPlacementGroup;
+  Result<std::string> reply = ask_control(runtime, asked, wire::encode(*request));
+  if (!reply.ok()) return reply.error();
+  Result<wire::PlacementGroupReply> group = wire::decode<wire::PlacementGroupReply>(*reply);
+  if (!group.ok()) return group.error();
+  if (method == "pg_wait") return std::string(group->created ? "true" : "false");
+  return nlohmann::json{{"id", request->group.hex()}, {"state", group->state}}.dump();
 }
 
 }  // namespace
@@ -276,6 +328,13 @@ PyObject* py_control_call(PyObject*, PyObject* args) {
   if (!PyArg_ParseTuple(args, "ss:control_call", &method, &payload)) return nullptr;
   Runtime* runtime = require_runtime();
   if (runtime == nullptr) return nullptr;
+  std::string_view name = method;
+  if (name == "pg_create" || name == "pg_remove" || name == "pg_wait") {
+    Result<std::string> json = ask_group(*runtime, name, payload);
+    if (json.ok()) return PyUnicode_FromStringAndSize(json->data(), static_cast<Py_ssize_t>(json->size()));
+    set_error(json.error());
+    return nullptr;
+  }
   Result<std::string> reply = ask_control(*runtime, wire::ControlMethod::kClusterInfo,
                                           wire::encode(wire::ClusterInfo{method, payload}));
   if (!reply.ok()) {

@@ -214,6 +214,13 @@ bool wait_for(Runtime& runtime, std::span<Entry* const> entries, size_t count, C
     }
     if (require_runtime() != &runtime) return false;
     if (runtime.stopped()) {
+      wire::Death reason = runtime.exit_reason();
+      if (reason.kind == wire::DeathKind::kNodeLost) {
+        raise_system_error("node_died",
+                           {{"message", reason.message + ", and with it all tasks, actors and objects; "
+                                                         "call skate.shutdown() and then skate.init()"}});
+        return false;
+      }
       PyErr_SetString(PyExc_RuntimeError, "the connection to the cluster has ended");
       return false;
     }
@@ -268,7 +275,8 @@ PyObject* py_get(PyObject*, PyObject* const* args, Py_ssize_t count) {
       bool timed_out;
       if (!wait_for(*runtime, {&entry, 1}, 1, until, &timed_out)) return nullptr;
       if (timed_out)
-        return raise_system_error("get_timeout", {{"message", "the value was not there in time"}});
+        return raise_system_error(
+            "get_timeout", {{"message", "the value of ObjectRef(" + entry->id.hex() + ") was not there in time"}});
     }
     return value_of(*runtime, entry, until);
   }
@@ -296,10 +304,16 @@ PyObject* py_get(PyObject*, PyObject* const* args, Py_ssize_t count) {
     if (!wait_for(*runtime, unique, unique.size(), until, &timed_out)) return nullptr;
     if (timed_out) {
       size_t missing = 0;
-      for (Entry* entry : entries) missing += !entry->ready();
+      const Entry* first = nullptr;
+      for (Entry* entry : entries) {
+        if (entry->ready()) continue;
+        ++missing;
+        if (first == nullptr) first = entry;
+      }
+      std::string example = first != nullptr ? ", ObjectRef(" + first->id.hex() + ") for one" : "";
       return raise_system_error(
           "get_timeout", {{"message", std::to_string(missing) + " of " + std::to_string(entries.size()) +
-                                          " values were not there in time"}});
+                                          " values were not there in time" + example}});
     }
   }
   Object out(PyList_New(size));

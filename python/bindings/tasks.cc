@@ -126,6 +126,18 @@ bool build_arguments(Runtime& runtime, PyObject* const* args, size_t count, PyOb
   return false;
 }
 
+void blame_argument_of(const std::string& function) {
+  if (!PyErr_ExceptionMatches(PyExc_TypeError)) return;
+  PyObject *type, *value, *traceback;
+  PyErr_Fetch(&type, &value, &traceback);
+  PyErr_NormalizeException(&type, &value, &traceback);
+  Object name(PyUnicode_FromStringAndSize(function.data(), static_cast<Py_ssize_t>(function.size())));
+  PyObject* args[] = {value, name.get()};
+  Object done(name ? call_hook("skate._pickle", "blame_argument", args, 2) : nullptr);
+  if (!done) PyErr_Clear();  // the error itself matters more than its better words
+  PyErr_Restore(type, value, traceback);
+}
+
 // --- streams ---------------------------------------------------------------------------------
 
 namespace {
@@ -342,8 +354,10 @@ PyObject* template_submit(PyObject* object, PyObject* const* args, Py_ssize_t co
   std::vector<Argument> arguments;
   std::vector<Entry*> pinned;
   if ((n != 0 || keyword_names != nullptr) &&
-      !build_arguments(*runtime, args, n, keyword_names, arguments, pinned))
+      !build_arguments(*runtime, args, n, keyword_names, arguments, pinned)) {
+    blame_argument_of(self->spec->name);
     return nullptr;
+  }
   return wrap_returns(
       *self->spec, runtime->submit(self->spec, std::move(arguments), std::move(pinned), current_task_id()));
 }

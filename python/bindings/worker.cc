@@ -380,6 +380,11 @@ void run_task(Runtime& runtime, const TaskPtr& task) {
     named = Object();
     std::vector<OutgoingValue> results;
     bool ok = static_cast<bool>(value);
+    if (ok && actor.alive && task->cancelled.load()) {
+      // A method that was told by is_canceled and returned is cancelled all the same.
+      PyErr_SetNone(PyExc_KeyboardInterrupt);
+      ok = false;
+    }
     if (ok && task->header.mode != wire::ReturnMode::kStatic) {
       ok = stream_results(runtime, task, value.get());
       if (ok)
@@ -746,9 +751,7 @@ PyObject* py_run_worker(PyObject*, PyObject* args) {
 
   nlohmann::json job = nlohmann::json::parse(runtime->welcome().job_json, nullptr, false);
   std::string logging = job.is_object() ? job.value("logging_config", "") : "";
-  const char* environment = std::getenv("SKATE_RUNTIME_ENV");
-  std::string runtime_env = environment != nullptr ? environment : default_runtime_env();
-  Object ready(PyObject_CallFunction(hook("setup_process"), "ssss", runtime_env.c_str(),
+  Object ready(PyObject_CallFunction(hook("setup_process"), "ssss", default_runtime_env().c_str(),
                                      runtime->welcome().session_dir.c_str(),
                                      runtime->welcome().node_ip.c_str(), logging.c_str()));
   if (!ready) return nullptr;
@@ -774,6 +777,9 @@ PyObject* py_run_worker(PyObject*, PyObject* args) {
     }
   }
   if (exit_code == 0 && !actor.alive) wait_until_unneeded(*runtime);
+  if (exit_code == 0)
+    runtime->request_exit({wire::DeathKind::kIntended, 0, 0, 0,
+                           actor.alive ? "it ended itself (exit_actor)" : "it had run its max_calls", {}, {}});
   {
     WithoutGil released;
     runtime->stop();
@@ -838,8 +844,17 @@ PyObject* py_context(PyObject*, PyObject*) {
       lease != nullptr && !lease->runtime_env.empty() ? lease->runtime_env : default_runtime_env();
   std::string name = task ? display_name(*task) : "";
   const wire::Welcome& welcome = runtime->welcome();
+  std::optional<PlacementGroupId> group;
+  bool captures = false;
+  if (lease != nullptr && !lease->scheduling.empty()) {
+    nlohmann::json plan = nlohmann::json::parse(lease->scheduling, nullptr, false);
+    if (plan.is_object() && plan.value("strategy", "") == "placement_group") {
+      group = PlacementGroupId::parse_hex(plan.value("id", ""));
+      captures = plan.value("capture_child_tasks", false);
+    }
+  }
   return Py_BuildValue(
-      "{s:N,s:N,s:N,s:N,s:N,s:s,s:s,s:O,s:O,s:s,s:s,s:s,s:i,s:O,s:O,s:O,s:O,s:O,s:s}", "job_id",
+      "{s:N,s:N,s:N,s:N,s:N,s:s,s:s,s:O,s:O,s:s,s:s,s:s,s:i,s:O,s:O,s:N,s:O,s:O,s:s,s:s}", "job_id",
       bytes(job.data(), JobId::kSize), "task_id",
       bytes_or_none(task != nullptr, task_id.data(), TaskId::kSize), "actor_id",
       bytes_or_none(!actor_id.is_nil(), actor_id.data(), ActorId::kSize), "worker_id",
@@ -849,8 +864,10 @@ PyObject* py_context(PyObject*, PyObject*) {
       actor_id.is_nil() ? welcome.name_space.c_str() : actor.spec.name_space.c_str(), "runtime_env",
       env.c_str(), "attempt", task ? int{task->header.attempt} : 0, "is_worker",
       runtime->is_worker() ? Py_True : Py_False, "actor_restarted",
-      actor.incarnation > 0 ? Py_True : Py_False, "placement_group_id", Py_None, "should_capture", Py_False,
-      "node_labels", labels.get(), "session_dir", welcome.session_dir.c_str());
+      actor.incarnation > 0 ? Py_True : Py_False, "placement_group_id",
+      bytes_or_none(group.has_value(), group ? group->data() : nullptr, PlacementGroupId::kSize),
+      "should_capture", captures ? Py_True : Py_False, "node_labels", labels.get(), "session_dir",
+      welcome.session_dir.c_str(), "gcs_address", welcome.control_address.c_str());
 }
 
 bool worker_init(PyObject* module) {

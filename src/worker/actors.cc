@@ -222,12 +222,12 @@ Result<Runtime::Submitted> Runtime::submit_to_actor(const ActorId& actor, Entry*
     entry->handles.store(1, std::memory_order_relaxed);
     task->returns.push_back(entry);
   }
-  if (s.mode == wire::ReturnMode::kStreaming) {
+  if (s.mode != wire::ReturnMode::kStatic) {
     task->stream = std::make_shared<Stream>();
     task->stream->completed = task->returns[0];
     task->stream->task = task;
     objects_.pin(task->returns[0]);
-    out.stream = task->stream;
+    if (s.mode == wire::ReturnMode::kStreaming) out.stream = task->stream;
   }
   out.returns = task->returns;
   ask_actor(client);
@@ -349,6 +349,12 @@ void Runtime::kill_actor(const ActorId& actor, bool no_restart) {
   wire::KillActor request{0, actor, no_restart, "killed by the program (kill)", false};
   secure_random_bytes(reinterpret_cast<uint8_t*>(&request.key), sizeof request.key);
   std::lock_guard lock(mutex_);
+  // What this process calls from now on waits for control's word, and does not slip in before the end.
+  ActorClient* client = client_of(actor);
+  if (client->info.state == ActorState::kAlive) {
+    client->peer = nullptr;
+    client->info.state = ActorState::kRestarting;
+  }
   call_control(ControlMethod::kKillActor, wire::encode(request), [](const wire::ControlReply&) {});
   flush();
 }

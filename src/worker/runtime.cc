@@ -23,6 +23,13 @@ namespace {
 constexpr size_t kRecordsPerTurn = 256;
 constexpr uint32_t kWelcomeBytesMax = 4 << 20;
 
+// Set in the child of a fork of a connected process. A flag, since getpid is a system call on every use of a ref.
+std::atomic<bool> forked{false};
+void mark_forks() {
+  static const int registered = pthread_atfork(nullptr, nullptr, [] { forked.store(true); });
+  SKATE_ASSERT(registered == 0, "pthread_atfork failed");
+}
+
 std::span<const uint8_t> as_bytes(const std::string& text) {
   return {reinterpret_cast<const uint8_t*>(text.data()), text.size()};
 }
@@ -103,7 +110,6 @@ Runtime::Runtime(wire::Welcome welcome, bool is_worker)
     : welcome_(std::move(welcome)),
       is_worker_(is_worker),
       job_(welcome_.job),
-      pid_(static_cast<int>(getpid())),
       objects_(*this),
       links_(rpc::kLinksMax, nullptr) {
   secure_random_bytes(reinterpret_cast<uint8_t*>(&next_sequence_), sizeof next_sequence_);
@@ -113,6 +119,7 @@ Runtime::Runtime(wire::Welcome welcome, bool is_worker)
 
 Result<std::unique_ptr<Runtime>> Runtime::connect(const ConnectOptions& options) {
   raise_descriptor_limit();
+  mark_forks();
   UniqueFd socket_fd(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
   if (!socket_fd) return errno_error("cannot make a socket");
   sockaddr_un address{};
@@ -177,7 +184,7 @@ void Runtime::stop() {
   if (service_.joinable()) service_.join();
 }
 
-bool Runtime::in_forked_child() const { return pid_ != static_cast<int>(getpid()); }
+bool Runtime::in_forked_child() const { return forked.load(std::memory_order_relaxed); }
 
 // --- reading ---------------------------------------------------------------------------------
 
@@ -187,6 +194,12 @@ void Runtime::service_main() {
     uint32_t ticket = mailbox_->service_ticket();
     while (mailbox_->try_enter()) {
       read_links();
+      // An event loop's calls come through here: look a little longer before the next system call.
+      if (event_fd_.load(std::memory_order_relaxed) >= 0) {
+        mailbox_->begin_active();
+        while (mailbox_->spin(Clock::time_point::max())) read_links();
+        mailbox_->end_active();
+      }
       if (!mailbox_->leave()) break;
     }
     Clock::time_point until = timers();
@@ -457,6 +470,7 @@ void Runtime::dispatch_daemon(uint16_t type, std::span<const uint8_t> body) {
         lease->resources = task->create->spec.resources;
         lease->instances = task->create->instances;
         lease->runtime_env = task->create->spec.runtime_env;
+        lease->scheduling = task->create->spec.scheduling;
         task->lease = std::move(lease);
         wire::RecordReader reader(task->record->bytes());
         uint64_t count = reader.get<uint64_t>();
@@ -607,7 +621,8 @@ void Runtime::peer_died(const wire::Address& address, const wire::Death& death) 
     drop_lease(lease);
   }
   for (auto& [id, client] : actors_)
-    if (client->peer == peer) actor_lost(client.get(), death);
+    if (client->peer == peer || (!client->in_flight.empty() && client->in_flight.front()->worker == peer))
+      actor_lost(client.get(), death);
   // Tasks that are done but whose pins the dead worker still held.
   for (TaskRecord& task : tasks_) {
     if (task.holding && task.worker == peer) {
@@ -693,7 +708,8 @@ void Runtime::call_control(wire::ControlMethod method, std::string body,
 }
 
 Result<std::string> Runtime::control_call(wire::ControlMethod method, std::string body,
-                                          Clock::time_point until) {
+                                          Clock::time_point until,
+                                          const std::function<bool()>& interrupted) {
   struct State {
     WaitWord done;
     wire::ControlReply reply;
@@ -707,7 +723,9 @@ Result<std::string> Runtime::control_call(wire::ControlMethod method, std::strin
     });
     flush();
   }
-  WaitOutcome outcome = block_until(state->done, until);
+  WaitOutcome outcome;
+  do outcome = block_until(state->done, until);
+  while (outcome == WaitOutcome::kInterrupted && !stopping_.load() && !(interrupted && interrupted()));
   if (outcome == WaitOutcome::kTimeout)
     return Error{ErrorCode::kTimeout, "the control service did not answer in time"};
   if (outcome == WaitOutcome::kInterrupted) return Error{ErrorCode::kCancelled, "interrupted"};

@@ -180,7 +180,9 @@ class Runtime final : private OwnershipEffects {
   Result<wire::ActorInfo> actor_info(const ActorId& actor, Clock::time_point until);
 
   // --- control -------------------------------------------------------------------------------
-  Result<std::string> control_call(wire::ControlMethod method, std::string body, Clock::time_point until);
+  /// `interrupted` is asked now and then; kCancelled once it says so.
+  Result<std::string> control_call(wire::ControlMethod method, std::string body, Clock::time_point until,
+                                   const std::function<bool()>& interrupted = {});
   std::optional<wire::LogLines> next_logs(Clock::time_point until);
 
   // --- execution (workers) -------------------------------------------------------------------
@@ -251,6 +253,7 @@ class Runtime final : private OwnershipEffects {
   void after_reading();
 
   // waiting (wait.cc)
+  WaitOutcome wait_for_few(std::span<Entry* const> entries, size_t count, Clock::time_point until);
   void fire(std::vector<Waiter*>& waiters);
   WaitOutcome block_until(WaitWord& word, Clock::time_point until);
   void lend_cpu();
@@ -331,7 +334,6 @@ class Runtime final : private OwnershipEffects {
   wire::Welcome welcome_;
   const bool is_worker_;
   JobId job_;
-  int pid_ = 0;
   UniqueFd daemon_socket_;
   UniqueFd daemon_event_fd_;
   std::unique_ptr<rpc::Segment> segment_;
@@ -384,9 +386,10 @@ class Runtime final : private OwnershipEffects {
   std::map<FunctionId, std::shared_ptr<FunctionSlot>> function_slots_;
   std::function<void(const std::shared_ptr<IncomingTask>&, bool)> cancel_handler_;
   std::vector<std::pair<std::shared_ptr<IncomingTask>, bool>> cancels_due_;
-  int event_fd_ = -1;
+  std::atomic<int> event_fd_{-1};
   std::atomic<bool> keep_groups_{false};
   std::condition_variable released_;
+  std::vector<Waiter*> any_waiters_;         // wait for one of many: woken by every object
   uint32_t max_concurrency_ = 1;
   uint64_t actor_incarnation_ = 0;
   std::atomic<uint32_t> blocked_threads_{0};

@@ -110,12 +110,12 @@ Runtime::Submitted Runtime::submit(std::shared_ptr<const TaskSpec> spec, std::ve
     entry->handles.store(1, std::memory_order_relaxed);
     task->returns.push_back(entry);
   }
-  if (s.mode == wire::ReturnMode::kStreaming) {
+  if (s.mode != wire::ReturnMode::kStatic) {
     task->stream = std::make_shared<Stream>();
     task->stream->completed = task->returns[0];
     task->stream->task = task;
     objects_.pin(task->returns[0]);
-    out.stream = task->stream;
+    if (s.mode == wire::ReturnMode::kStreaming) out.stream = task->stream;
   }
   out.returns = task->returns;
   link_dependencies(task);
@@ -255,7 +255,8 @@ void Runtime::lease_granted(const wire::LeaseGrant& grant) {
   found->second->demand_changed_ns = lease->idle_since_ns;
   leases_[grant.lease_id] = std::move(lease);
   std::string info = wire::encode(wire::LeaseInfo{found->second->description.resources, grant.instances,
-                                                  found->second->description.runtime_env});
+                                                  found->second->description.runtime_env,
+                                                  found->second->description.scheduling});
   send(worker, static_cast<uint16_t>(RecordType::kLeaseInfo), rpc::Urgency::kLazy,
        {std::span(reinterpret_cast<const uint8_t*>(info.data()), info.size())});
   pump(found->second);
@@ -458,7 +459,8 @@ void Runtime::complete(TaskRecord* task, Peer* from, const wire::TaskDone& done,
     std::optional<ParsedResult> result = parse_result(reader);
     if (!result) break;
     Entry* entry = i < task->returns.size() ? task->returns[i] : nullptr;
-    if (task->stream && result->header.is_error != 0 && !task->stream->ended) {
+    if (task->stream && task->spec->mode == wire::ReturnMode::kStreaming && result->header.is_error != 0 &&
+        !task->stream->ended) {
       // The error is the stream's last item as well.
       end_stream(task, task->stream->arrived, Blob::copy(result->value));
     }
@@ -490,12 +492,18 @@ void Runtime::end_task(TaskRecord* task) {
   if (task->stream) task->stream->task = nullptr;
   std::vector<Entry*> pinned = std::move(task->pinned);
   std::shared_ptr<Stream> stream = std::move(task->stream);
+  if (stream && task->spec->mode == wire::ReturnMode::kDynamic) {
+    // The items live on inside the result, if it came.
+    for (Entry* entry : stream->items) pinned.push_back(entry);
+    pinned.push_back(stream->completed);
+    stream->items.clear();
+  }
   free_task(task);
   for (Entry* entry : pinned) objects_.unpin(entry);
 }
 
 void Runtime::fail_task(TaskRecord* task, BlobPtr error) {
-  if (task->stream && !task->stream->ended) end_stream(task, task->stream->arrived, error);
+  if (task->stream && task->spec->mode == wire::ReturnMode::kStreaming) end_stream(task, task->stream->arrived, error);
   std::vector<Entry*> returns = task->returns;
   for (Entry* entry : returns)
     if (entry != nullptr && !entry->ready()) resolve_inline(entry, error, true);

@@ -97,6 +97,9 @@ WaitOutcome Runtime::wait(std::span<Entry* const> entries, size_t count, Clock::
   for (Entry* entry : entries) {
     if (entry->ready() && ++ready >= count) return WaitOutcome::kReady;
   }
+  // A few of many: to hang a waiter on each object would cost more than to look at all of them once more.
+  constexpr size_t kManyObjects = 64;
+  if (entries.size() > kManyObjects && count < entries.size() / 2) return wait_for_few(entries, count, until);
   std::vector<Entry*> attached;
   {
     std::lock_guard lock(mutex_);
@@ -119,6 +122,32 @@ WaitOutcome Runtime::wait(std::span<Entry* const> entries, size_t count, Clock::
     std::erase(entry->waiters, &waiter);
   }
   return waiter.done.is_set() ? WaitOutcome::kReady : outcome;
+}
+
+WaitOutcome Runtime::wait_for_few(std::span<Entry* const> entries, size_t count, Clock::time_point until) {
+  for (;;) {
+    Waiter waiter;
+    {
+      std::lock_guard lock(mutex_);
+      size_t ready = 0;
+      for (Entry* entry : entries) {
+        if (entry->ready()) {
+          if (++ready >= count) return WaitOutcome::kReady;
+        } else if (entry->owner != nullptr) {
+          request_value(entry);
+        }
+      }
+      waiter.remaining = static_cast<uint32_t>(count - ready);
+      any_waiters_.push_back(&waiter);
+      flush();
+    }
+    WaitOutcome outcome = block_until(waiter.done, until);
+    {
+      std::lock_guard lock(mutex_);
+      std::erase(any_waiters_, &waiter);
+    }
+    if (outcome != WaitOutcome::kReady) return outcome;
+  }
 }
 
 void Runtime::fire(std::vector<Waiter*>& waiters) {
@@ -183,6 +212,8 @@ void Runtime::resolve_inline(Entry* entry, BlobPtr value, bool is_error) {
 
 void Runtime::resolved(Entry* entry) {
   if (!entry->waiters.empty()) fire(entry->waiters);
+  for (Waiter* waiter : any_waiters_)
+    if (waiter->remaining != 0 && --waiter->remaining == 0) waiter->done.set();
   if (entry->remote_waiters) {
     std::unique_ptr<std::vector<Peer*>> remote = std::move(entry->remote_waiters);
     for (Peer* peer : *remote) answer_get(peer, entry);
