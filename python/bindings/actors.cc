@@ -311,7 +311,8 @@ PyObject* py_get_named_actor(PyObject*, PyObject* args) {
   Result<std::string> reply = [&] {
     WithoutGil released;
     return runtime->control_call(wire::ControlMethod::kGetNamedActor,
-                                 wire::encode(wire::GetNamedActor{name, in}), Clock::time_point::max());
+                                 wire::encode(wire::GetNamedActor{name, in}), Clock::time_point::max(),
+                                 interrupted);
   }();
   if (!reply.ok()) {
     if (reply.error().code == ErrorCode::kNotFound) {
@@ -341,7 +342,7 @@ PyObject* py_list_named_actors(PyObject*, PyObject* args) {
     WithoutGil released;
     return runtime->control_call(wire::ControlMethod::kListNamedActors,
                                  wire::encode(wire::ListNamedActors{all != 0, runtime->welcome().name_space}),
-                                 Clock::time_point::max());
+                                 Clock::time_point::max(), interrupted);
   }();
   Result<wire::ListNamedActorsReply> names = reply.ok() ? wire::decode<wire::ListNamedActorsReply>(*reply)
                                                         : Result<wire::ListNamedActorsReply>(reply.error());

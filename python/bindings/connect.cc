@@ -291,14 +291,18 @@ Result<wire::PlacementGroupRequest> group_request(const Runtime& runtime, const 
   }
   out.group = PlacementGroupId::random();
   std::memcpy(out.group.data() + PlacementGroupId::kSize - JobId::kSize, out.job.data(), JobId::kSize);
-  out.name = arguments.value("name", "");
-  out.strategy = arguments.value("strategy", "PACK");
-  out.detached = arguments.value("detached", false);
-  for (const nlohmann::json& bundle : arguments.at("bundles")) {
-    wire::Resources resources;
-    for (const auto& [name, amount] : bundle.items())
-      resources[name] = std::llround(amount.get<double>() * wire::kResourceUnit);
-    out.bundles.push_back(std::move(resources));
+  try {
+    out.name = arguments.value("name", "");
+    out.strategy = arguments.value("strategy", "PACK");
+    out.detached = arguments.value("detached", false);
+    for (const nlohmann::json& bundle : arguments.at("bundles")) {
+      wire::Resources resources;
+      for (const auto& [name, amount] : bundle.items())
+        resources[name] = std::llround(amount.get<double>() * wire::kResourceUnit);
+      out.bundles.push_back(std::move(resources));
+    }
+  } catch (const nlohmann::json::exception& error) {
+    return Error{ErrorCode::kInvalid, error.what()};
   }
   return out;
 }

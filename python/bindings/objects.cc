@@ -71,14 +71,7 @@ PyObject* decode_view(Runtime& runtime, const wire::ValueView& view, PyObject* k
     if (value && view.is_error()) return raise_error_value(view, value.get());
     return value.release();
   }
-  std::vector<wire::ObjectRecord> records(view.ref_count());
-  std::vector<wire::Address> owners;
-  for (uint32_t i = 0; i < view.owner_count(); ++i) owners.push_back(view.owner(i));
-  for (uint32_t i = 0; i < view.ref_count(); ++i) {
-    wire::ValueRef ref = view.ref(i);
-    records[i] = {ref.id, owners[ref.owner]};
-  }
-  RefContext context{&runtime, runtime.adopt_refs(records, outer, task), std::vector<bool>(records.size())};
+  RefContext context{&runtime, runtime.adopt_refs(view, outer, task), std::vector<bool>(view.ref_count())};
   Object value(decode(view, keeper, DecodeHooks{make_ref, &context}));
   for (size_t i = 0; i < context.adopted.size(); ++i)
     if (!context.used[i]) runtime.drop_handle(context.adopted[i]);

@@ -124,6 +124,7 @@ class Runtime final : private OwnershipEffects {
   /// Handles for refs that a decoded value holds: one of the object `outer`, or (null) of an argument of
   /// `task`.
   std::vector<Entry*> adopt_refs(std::span<const wire::ObjectRecord> refs, Entry* outer, IncomingTask* task);
+  std::vector<Entry*> adopt_refs(const wire::ValueView& view, Entry* outer, IncomingTask* task);
   wire::Address owner_of(const Entry* entry) const;
   /// Pins the objects of these refs, which somebody holds handles of.
   std::vector<Entry*> pin_known(std::span<const wire::ValueRef> refs);
@@ -261,6 +262,8 @@ class Runtime final : private OwnershipEffects {
   void resolved(Entry* entry);
   void resolve_inline(Entry* entry, BlobPtr value, bool is_error);
   void request_value(Entry* entry);
+  Entry* adopt(const ObjectId& id, Peer* owner, Entry* outer, IncomingTask* task, std::vector<Entry*>& unknown);
+  void register_adopted(const std::vector<Entry*>& unknown, Entry* outer);
   void answer_get(Peer* to, Entry* entry);
   struct ParsedResult {
     wire::ResultHeader header;

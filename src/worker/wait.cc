@@ -424,38 +424,56 @@ void Runtime::unpin_all(std::span<Entry* const> entries) {
   flush();
 }
 
-std::vector<Entry*> Runtime::adopt_refs(std::span<const wire::ObjectRecord> refs, Entry* outer,
-                                        IncomingTask* task) {
-  std::vector<Entry*> adopted;
+Entry* Runtime::adopt(const ObjectId& id, Peer* owner, Entry* outer, IncomingTask* task,
+                      std::vector<Entry*>& unknown) {
+  Entry* entry = objects_.intern(id, owner);
+  if (entry == nullptr) {  // ours once, and freed: stays a ref, of a lost object
+    entry = objects_.create(id);
+    entry->value = lost_object_error(id, "it was freed before this ref was used");
+    entry->is_error = true;
+    entry->state.store(ObjectState::kInline, std::memory_order_release);
+  }
+  entry->handles.fetch_add(1, std::memory_order_relaxed);
+  if (owner != nullptr && entry->grants_in == 0) {
+    if (outer != nullptr) {
+      unknown.push_back(entry);
+    } else if (task != nullptr) {
+      objects_.pin(entry);  // until the task that brought it ends
+      task->borrowed.push_back(entry);
+    }
+  }
+  return entry;
+}
+
+void Runtime::register_adopted(const std::vector<Entry*>& unknown, Entry* outer) {
+  if (unknown.empty()) return;
+  objects_.pin(outer);
+  if (objects_.register_then(unknown, outer->owner, {Obligation::Kind::kUnpin, nullptr, 0, outer->id}))
+    objects_.unpin(outer);
+  flush();
+}
+
+std::vector<Entry*> Runtime::adopt_refs(std::span<const wire::ObjectRecord> refs, Entry* outer, IncomingTask* task) {
+  std::vector<Entry*> adopted, unknown;
   adopted.reserve(refs.size());
-  std::vector<Entry*> unknown;
   std::lock_guard lock(mutex_);
-  for (const wire::ObjectRecord& record : refs) {
-    Peer* owner = peer_of(record.owner);
-    Entry* entry = objects_.intern(record.object, owner);
-    if (entry == nullptr) {  // ours once, and freed: stays a ref, of a lost object
-      entry = objects_.create(record.object);
-      entry->value = lost_object_error(record.object, "it was freed before this ref was used");
-      entry->is_error = true;
-      entry->state.store(ObjectState::kInline, std::memory_order_release);
-    }
-    entry->handles.fetch_add(1, std::memory_order_relaxed);
-    if (owner != nullptr && entry->grants_in == 0) {
-      if (outer != nullptr) {
-        unknown.push_back(entry);
-      } else if (task != nullptr) {
-        objects_.pin(entry);  // until the task that brought it ends
-        task->borrowed.push_back(entry);
-      }
-    }
-    adopted.push_back(entry);
+  for (const wire::ObjectRecord& record : refs)
+    adopted.push_back(adopt(record.object, peer_of(record.owner), outer, task, unknown));
+  register_adopted(unknown, outer);
+  return adopted;
+}
+
+std::vector<Entry*> Runtime::adopt_refs(const wire::ValueView& view, Entry* outer, IncomingTask* task) {
+  std::vector<Entry*> adopted, unknown;
+  adopted.reserve(view.ref_count());
+  std::vector<Peer*> owners;
+  std::lock_guard lock(mutex_);
+  for (uint32_t i = 0; i < view.owner_count(); ++i) owners.push_back(peer_of(view.owner(i)));
+  for (uint32_t i = 0; i < view.ref_count(); ++i) {
+    wire::ValueRef ref = view.ref(i);
+    adopted.push_back(adopt(ref.id, owners[ref.owner], outer, task, unknown));
   }
-  if (!unknown.empty()) {
-    objects_.pin(outer);
-    if (objects_.register_then(unknown, outer->owner, {Obligation::Kind::kUnpin, nullptr, 0, outer->id}))
-      objects_.unpin(outer);
-    flush();
-  }
+  register_adopted(unknown, outer);
   return adopted;
 }
 

@@ -42,6 +42,7 @@ void ObjectTable::drop_handle(Entry* entry) {
 }
 
 void ObjectTable::settle(Entry* entry) {
+  if (entry->pins != 0 || entry->grants_out != 0 || entry->handles.load(std::memory_order_acquire) != 0) return;
   // Freeing an object may free what it contains, to any depth: a loop, not recursion.
   std::vector<Entry*> stack{entry};
   while (!stack.empty()) {
