@@ -32,10 +32,10 @@ build: setup build/release/build.ninja ## compile; .venv/bin/python then has the
 tests: setup build/release/build.ninja
 	@$(BUILD) --parallel $(JOBS)
 
-# Every runner runs, whatever the others say. The first needs a process of its own: it fakes the native module.
+# Every runner runs, whatever the others say. The first of pytest fakes the native module: a process of its own.
 test: tests ## every test, C++ then Python
 	@failed=0; ctest --preset release --parallel $(JOBS) || failed=1; \
-	for tests in python/tests/surface "python/tests/cluster compat/ray/tests" tests/python; do \
+	for tests in "python/tests/surface compat/ray/tests" python/tests/cluster tests/python; do \
 	  $(VENV) -m pytest $$tests $(PYTEST_ARGS) || failed=1; \
 	done; exit $$failed
 
