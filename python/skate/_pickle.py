@@ -44,10 +44,15 @@ def explain(value: Any, error: BaseException) -> TypeError:
         explained = TypeError(
             f"cannot serialize {_kind(value)}: {error}{where}. Leave it out and make it where it is used, "
             "give its class __reduce__ or __getstate__, or name a serializer with "
-            "skate.util.register_serializer()."
+            "skate.util.register_serializer(). skate.util.inspect_serializability() shows all that is in it."
         )
     explained.__cause__ = error
     return explained
+
+
+def blame_argument(error: BaseException, function: str) -> None:
+    """Names the call whose argument cannot be pickled."""
+    error.args = (f"an argument of {function}: {error}",)
 
 
 def _kind(value: Any) -> str:

@@ -23,7 +23,10 @@ const char* to_string(ErrorCode code) {
 
 Error errno_error(std::string what) {
   int code = errno;
-  return Error{ErrorCode::kIo, std::move(what) + ": " + std::generic_category().message(code)};
+  Error error{ErrorCode::kIo, std::move(what) + ": " + std::generic_category().message(code)};
+  if (code == EMFILE)
+    error.message += " (raise the limit on file descriptors, `ulimit -n`, where the cluster is started)";
+  return error;
 }
 
 }  // namespace skate

@@ -123,7 +123,7 @@ void NodeDaemon::actor_created(Process& process, const wire::ActorCreated& messa
   wire::Death cause =
       death_of(wire::DeathKind::kConstructor, "the constructor raised an exception", process.pid);
   cause.error_value = message.error_value;
-  if (process.log) cause.log_tail = process.log->stderr_tail();
+  if (process.log) cause.log_tail = process.log->tail();
   report_actor(actor, false, cause, &process);
   actors_.erase(found);
   process.actor_number = 0;

@@ -126,7 +126,9 @@ void NodeDaemon::apply_refusal(const Refusal& refusal) {
 
 void NodeDaemon::refuse(const Refusal& refusal, wire::Death cause, bool infeasible_now) {
   if (refusal.owner != 0) {
-    if (Process* owner = find(refusal.owner))
+    Process* owner = find(refusal.owner);
+    if (infeasible_now) warn_job_of(owner, cause.message);
+    if (owner != nullptr)
       tell(*owner, wire::MessageType::kLeaseRefused,
            wire::LeaseRefused{refusal.shape_id, cause, infeasible_now});
     return;
@@ -134,9 +136,9 @@ void NodeDaemon::refuse(const Refusal& refusal, wire::Death cause, bool infeasib
   auto actor = actors_.find(refusal.shape_id);
   if (actor == actors_.end()) return;
   if (infeasible_now) {
-    warn(cause.message);
-    if (Process* owner = find(actor->second.order.spec.owner.worker))
-      tell(*owner, wire::MessageType::kLeaseRefused, wire::LeaseRefused{0, cause, true});
+    Process* owner = find(actor->second.order.spec.owner.worker);
+    warn_job_of(owner, cause.message);
+    if (owner != nullptr) tell(*owner, wire::MessageType::kLeaseRefused, wire::LeaseRefused{0, cause, true});
     return;
   }
   report_actor(actor->second, false, cause, nullptr);
@@ -160,7 +162,6 @@ void NodeDaemon::report_deadlocks() {
     }
     text +=
         "\nUnlike CPUs these are not lent out. Ask for less, or do not wait inside the task that holds them.";
-    warn(text);
     refuse(Refusal{wait.owner, wait.shape_id, Refusal::Why::kInfeasible, text, {}},
            death_of(wire::DeathKind::kUnschedulable, text), true);
   }

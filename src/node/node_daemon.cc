@@ -249,6 +249,18 @@ std::string NodeDaemon::memory_table() const {
   return out;
 }
 
+void NodeDaemon::warn_job_of(const Process* process, const std::string& text) {
+  warn(text);
+  if (process == nullptr) return;
+  auto job = jobs_.find(process->job);
+  if (job == jobs_.end() || !job->second.logs) return;
+  for (size_t begin = 0; begin < text.size();) {
+    size_t end = std::min(text.find('\n', begin), text.size());
+    job->second.logs->add({::getpid(), true, "skate", options_.node_ip, text.substr(begin, end - begin)});
+    begin = end + 1;
+  }
+}
+
 Process* NodeDaemon::find(ProcessNumber number) {
   auto found = processes_.find(number);
   return found == processes_.end() ? nullptr : found->second.get();

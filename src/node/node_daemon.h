@@ -140,6 +140,8 @@ class NodeDaemon {
   wire::Address address_of(const Process& process) const { return {process.id, id_}; }
   int64_t now_us() const;
   void warn(const std::string& text) const { options_.log(text); }
+  /// Into the daemon's log, and to the driver of the job that `process` works for.
+  void warn_job_of(const Process* process, const std::string& text);
   Scheduler make_scheduler();
   std::string memory_table() const;
 

@@ -1,6 +1,8 @@
 // What processes ask of their daemon, on their links.
 #include <unistd.h>
 
+#include <nlohmann/json.hpp>
+
 #include "node/node_daemon.h"
 
 namespace skate::node {
@@ -9,6 +11,16 @@ namespace {
 constexpr size_t kRecordsPerTurn = 256;          // of one process, then the others have theirs
 constexpr size_t kBacklogBytesMax = 256u << 20;  // for a process that does not read
 constexpr rt::Duration kControlTimeout = std::chrono::seconds(60);
+
+/// The node that a shape insists on, unless it is this one.
+std::string other_node_of(const std::string& scheduling, const NodeId& here) {
+  if (scheduling.empty()) return {};
+  nlohmann::json plan = nlohmann::json::parse(scheduling, nullptr, false);
+  if (!plan.is_object() || !plan.contains("node_id") || !plan["node_id"].is_string()) return {};
+  if (plan.contains("soft") && plan["soft"].is_boolean() && plan["soft"].get<bool>()) return {};
+  std::string node = plan["node_id"];
+  return node == here.hex() ? "" : node;
+}
 
 bool may_be_relayed(uint16_t method) {
   switch (static_cast<wire::ControlMethod>(method)) {
@@ -89,6 +101,14 @@ void NodeDaemon::handle(Process& process, uint16_t type, std::span<const uint8_t
       if (!parse(process, body, message) || process.ending) return;
       const wire::LeaseShape& shape = message.shape;
       job_of(shape.job, "");
+      if (std::string other = other_node_of(shape.scheduling, id_); message.wanted != 0 && !other.empty()) {
+        tell(process, wire::MessageType::kLeaseRefused,
+             wire::LeaseRefused{message.shape_id,
+                                death_of(wire::DeathKind::kUnschedulable,
+                                         "it may run on the node " + other + " only, which there is not"),
+                                false});
+        return;
+      }
       scheduler_.demand(process.number, message.shape_id, shape.job, shape.resources, shape.runtime_env,
                         shape.function, shape.priority, message.wanted, message.backlog, now_us());
       return;
@@ -170,7 +190,9 @@ void NodeDaemon::flush_rings() {
 void NodeDaemon::open_link(Process& process, const wire::Address& address) {
   wire::Death cause;
   if (!address.node.is_nil() && address.node != id_) {
-    cause.message = "the process is on another node, and nodes are not connected yet";
+    cause.message =
+        "no node of this cluster has its process; the ref comes from another cluster, or from a node that is "
+        "gone";
   } else if (Process* peer = find(address.worker); peer && peer->link && !peer->ending && peer != &process) {
     if (connect(process, *peer)) return;
     cause.message = "all links of the node are in use (" + std::to_string(rpc::kLinksMax) + ")";

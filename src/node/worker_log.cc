@@ -61,10 +61,8 @@ void WorkerLog::drain() {
 
 void WorkerLog::take(Stream& stream, const char* data, size_t size) {
   write_file(stream, data, size);
-  if (stream.is_stderr) {
-    tail_.append(data, size);
-    if (tail_.size() > kTailBytesMax) tail_.erase(0, tail_.size() - kTailBytesMax);
-  }
+  tail_.append(data, size);
+  if (tail_.size() > kTailBytesMax) tail_.erase(0, tail_.size() - kTailBytesMax);
   std::string& partial = stream.partial;
   for (const char* end = data + size; data < end;) {
     const char* newline = static_cast<const char*>(memchr(data, '\n', static_cast<size_t>(end - data)));

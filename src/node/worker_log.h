@@ -1,7 +1,7 @@
 // What one worker prints: read from its pipes, kept in files of bounded size, handed on line by line.
 //
 // The files are `<stem>.out` and `<stem>.err`; one that reaches its cap becomes `<name>.1` (replacing the
-// last one), so that a worker takes at most four times the cap. The last bytes of stderr are kept for
+// last one), so that a worker takes at most four times the cap. The last bytes of both are kept for
 // reports of its death. It does not: limit the rate or reach drivers (see LogForwarder). Home: the loop.
 #pragma once
 
@@ -28,8 +28,8 @@ class WorkerLog {
 
   /// Reads what is there now, without waiting; a last line without a newline counts.
   void drain();
-  /// At most 4 KiB.
-  const std::string& stderr_tail() const { return tail_; }
+  /// What was printed last, at most 4 KiB.
+  const std::string& tail() const { return tail_; }
 
  private:
   struct Stream {

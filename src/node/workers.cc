@@ -35,6 +35,27 @@ std::vector<std::string> strings_in(const nlohmann::json& object, const char* na
   return out;
 }
 
+/// ${NAME} becomes what the daemon's environment has, or nothing.
+std::string expanded(const std::string& text) {
+  std::string out;
+  for (size_t at = 0; at < text.size();) {
+    size_t begin = text.find("${", at);
+    size_t end = begin == std::string::npos ? begin : text.find('}', begin);
+    out.append(text, at, (end == std::string::npos ? text.size() : begin) - at);
+    if (end == std::string::npos) break;
+    std::string name = text.substr(begin + 2, end - begin - 2);
+    if (const char* value = std::getenv(name.c_str())) out += value;
+    at = end + 1;
+  }
+  return out;
+}
+
+/// "session:x" is x in the session's directory.
+std::string in_session(std::string path, const std::string& session_dir) {
+  constexpr std::string_view kPrefix = "session:";
+  return path.starts_with(kPrefix) ? session_dir + "/" + path.substr(kPrefix.size()) : path;
+}
+
 }  // namespace
 
 WorkerSetup NodeDaemon::setup_of(const Process& process) const {
@@ -45,7 +66,7 @@ WorkerSetup NodeDaemon::setup_of(const Process& process) const {
   nlohmann::json environment = object_of(process.pool.runtime_env);
   if (auto vars = environment.find("env_vars"); vars != environment.end() && vars->is_object())
     for (const auto& [name, value] : vars->items())
-      if (value.is_string()) out.env[name] = value.get<std::string>();
+      if (value.is_string()) out.env[name] = expanded(value.get<std::string>());
   out.env["SKATE_WORKER_TOKEN"] = std::to_string(process.number);
   out.env["SKATE_JOB_ID"] = process.job.hex();
   out.cwd = string_in(job, "cwd");
@@ -58,8 +79,10 @@ WorkerSetup NodeDaemon::setup_of(const Process& process) const {
   };
   put_first(string_in(job, "script_dir"));
   std::vector<std::string> modules = strings_in(environment, "py_modules");
+  for (std::string& module : modules) module = in_session(std::move(module), options_.session_dir);
   std::for_each(modules.rbegin(), modules.rend(), put_first);
-  if (std::string directory = string_in(environment, "working_dir"); !directory.empty()) {
+  std::string directory = in_session(string_in(environment, "working_dir"), options_.session_dir);
+  if (!directory.empty()) {
     out.cwd = directory;
     put_first(directory);
   }
@@ -227,7 +250,7 @@ wire::Death NodeDaemon::cause_of(Process& process, std::optional<ExitStatus> sta
     death.exit_code = status->code;
     death.signal = status->signal;
   }
-  if (process.log && death.log_tail.empty()) death.log_tail = process.log->stderr_tail();
+  if (process.log && death.log_tail.empty()) death.log_tail = process.log->tail();
   return death;
 }
 

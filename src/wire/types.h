@@ -45,7 +45,7 @@ struct Death {
   int32_t signal{};
   int32_t pid{};
   std::string message;      ///< one sentence for people
-  std::string log_tail;     ///< last lines of the process's stderr, at most 4 KiB
+  std::string log_tail;     ///< what the process printed last, at most 4 KiB
   std::string error_value;  ///< flat value (wire/value.h) of an exception, when there is one
 };
 
