@@ -420,9 +420,13 @@ def wait(
         raise ValueError(f"num_returns is {num_returns}, but only {len(waitables)} refs were given")
     if not _skate.is_connected():
         ensure_connected()
-    if any(type(item) is ObjectRefGenerator for item in waitables):
-        return _wait_mixed(waitables, num_returns, timeout, fetch_local)
-    return _skate.wait(waitables, int(num_returns), timeout, fetch_local)
+    try:
+        return _skate.wait(waitables, int(num_returns), timeout, fetch_local)
+    except TypeError:
+        # The native wait looks at all types before it waits, and knows refs only.
+        if any(type(item) is ObjectRefGenerator for item in waitables):
+            return _wait_mixed(waitables, num_returns, timeout, fetch_local)
+        raise
 
 
 def _wait_mixed(

@@ -271,10 +271,7 @@ void Runtime::actor_event(const wire::ActorInfo& info) {
     case ActorState::kRestarting: client->peer = nullptr; break;
     case ActorState::kAlive: {
       Peer* peer = peer_of(info.address);
-      if (peer == nullptr) {  // an actor that calls itself
-        client->peer = nullptr;
-        break;
-      }
+      if (peer == nullptr) peer = &self_;  // an actor that calls itself
       client->peer = peer->state == Peer::State::kDead ? nullptr : peer;
       break;
     }

@@ -151,6 +151,8 @@ Result<std::unique_ptr<Runtime>> Runtime::connect(const ConnectOptions& options)
   runtime->mailbox_ = std::make_unique<Mailbox>(*runtime->segment_, runtime->welcome_.process_slot);
   Peer& daemon = runtime->daemon_;
   daemon.state = Peer::State::kOpen;
+  runtime->self_.state = Peer::State::kOpen;
+  runtime->self_.address = runtime->self();
   daemon.link = std::make_unique<rpc::Link>(*runtime->segment_, runtime->welcome_.daemon_link, 1,
                                             runtime->welcome_.daemon_slot, runtime->daemon_event_fd_.get());
   runtime->links_[runtime->welcome_.daemon_link] = &daemon;
@@ -531,6 +533,13 @@ void Runtime::dispatch_daemon(uint16_t type, std::span<const uint8_t> body) {
 void Runtime::send(Peer* peer, uint16_t type, rpc::Urgency urgency,
                    std::initializer_list<std::span<const uint8_t>> parts) {
   if (peer->state == Peer::State::kDead) return;
+  if (peer == &self_) {
+    std::string body;
+    for (std::span<const uint8_t> part : parts)
+      body.append(reinterpret_cast<const char*>(part.data()), part.size());
+    self_records_.push_back({type, urgency, std::move(body)});
+    return;
+  }
   if (peer->state == Peer::State::kOpen) {
     peer->link->send(type, parts);
     if (static_cast<uint32_t>(urgency) > static_cast<uint32_t>(peer->urgency)) peer->urgency = urgency;
@@ -555,6 +564,11 @@ void Runtime::send_daemon_body(uint16_t type, const std::string& body) {
 }
 
 void Runtime::flush() {
+  while (!self_records_.empty()) {
+    Peer::Waiting record = std::move(self_records_.front());
+    self_records_.pop_front();
+    dispatch(&self_, record.type, as_bytes(record.body));
+  }
   for (Peer* peer : dirty_) {
     peer->dirty = false;
     if (peer->link) peer->link->ring(peer->link->crowded() ? rpc::Urgency::kUrgent : peer->urgency);

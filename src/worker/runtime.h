@@ -349,6 +349,8 @@ class Runtime final : private OwnershipEffects {
   std::map<WorkerId, std::unique_ptr<Peer>> peers_;
   std::vector<Peer*> links_;  // by link index
   Peer daemon_;
+  Peer self_;                                // an actor's calls of itself; its records wait in self_records_
+  std::deque<Peer::Waiting> self_records_;
   std::vector<Peer*> dirty_;
   std::map<std::pair<Peer*, uint64_t>, std::vector<Entry*>> untaken_results_;
 

@@ -266,6 +266,9 @@ void Runtime::accept_result(Entry* entry, const ParsedResult& result, Peer* from
     if (owner != nullptr && owner != from) foreign.push_back(found);
   }
   if (entry != nullptr) objects_.contain(entry, inner);
+  if (from == &self_)
+    for (Entry* found : inner)
+      if (found->owner == nullptr) objects_.take_back(found->id, from, 1);
   if (entry == nullptr && !foreign.empty()) foreign.clear();  // not kept, so not registered
   for (Entry* found : inner) objects_.unpin(found);
   if (entry == nullptr) return;
