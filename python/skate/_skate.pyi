@@ -179,8 +179,8 @@ def kv_del(key: bytes, namespace: bytes, /) -> bool: ...
 def kv_exists(key: bytes, namespace: bytes, /) -> bool: ...
 def kv_keys(prefix: bytes, namespace: bytes, /) -> list[bytes]: ...
 def control_call(method: str, payload_json: str) -> str:
-    """Methods: nodes, cluster_resources, available_resources, jobs, actors, pg_create, pg_remove,
-    pg_table, pg_wait. ValueError for one that this build does not know."""
+    """Methods: nodes, cluster_resources, available_resources, jobs, actors, placement_groups,
+    pg_create, pg_remove, pg_wait. ValueError for one that this build does not know."""
 
 class Context(TypedDict):
     job_id: bytes

@@ -50,13 +50,10 @@ def setup_process(
 
 def _apply_runtime_env(runtime_env: str, session_dir: str) -> None:
     import json
-    import string
 
     from skate import runtime_env as env_module
 
-    env = json.loads(runtime_env)
-    for name, text in env.get("env_vars", {}).items():
-        os.environ[name] = string.Template(text).safe_substitute(os.environ) if "${" in text else text
+    env = json.loads(runtime_env)  # whose env_vars were set before the process began
     paths = []
     if "working_dir" in env:
         directory = env_module.resolve(env["working_dir"], session_dir)

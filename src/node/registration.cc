@@ -201,6 +201,14 @@ wire::Welcome NodeDaemon::welcome_for(const Process& process) {
   out.session_dir = options_.session_dir;
   out.name_space = job.name_space;
   out.job_json = job.job_json;
+  if (!process.pool.runtime_env.empty()) {
+    // A worker's environment is its pool's: what it starts inherits that.
+    nlohmann::json own = nlohmann::json::parse(job.job_json, nullptr, false);
+    if (own.is_object()) {
+      own["runtime_env"] = process.pool.runtime_env;
+      out.job_json = own.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+    }
+  }
   out.config_json = options_.config_json;
   out.node_ip = options_.node_ip;
   out.control_address = options_.control_address;

@@ -168,6 +168,7 @@ struct LeaseInfo {
   Resources resources;
   ResourceInstances instances;
   std::string runtime_env;
+  std::string scheduling;
 };
 
 /// Reads the next piece of a record; every failure leaves it failed.

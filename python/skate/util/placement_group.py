@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from typing import Any
 
 import skate
@@ -50,8 +51,17 @@ class PlacementGroup:
 
     def wait(self, timeout_seconds: float = 30) -> bool:
         """Whether the bundles were reserved within the time."""
-        request = {"id": self.id.hex(), "timeout_s": timeout_seconds}
-        return bool(json.loads(_skate.control_call("pg_wait", json.dumps(request))))
+        request = json.dumps({"id": self.id.hex()})
+        end = time.monotonic() + timeout_seconds
+        pause = 0.001
+        # Control tells nobody when a group is there, so it is asked, and less and less often.
+        while not json.loads(_skate.control_call("pg_wait", request)):
+            left = end - time.monotonic()
+            if left <= 0:
+                return False
+            time.sleep(min(pause, left))
+            pause = min(2 * pause, 0.25)
+        return True
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, PlacementGroup) and self.id == other.id
@@ -72,6 +82,8 @@ def _echo() -> Any:
 
         @skate.remote(num_cpus=0, max_calls=0)
         def placement_group_ready(group: Any) -> Any:
+            while not group.wait(60):
+                pass
             return group
 
         _echo_function = placement_group_ready
@@ -145,7 +157,7 @@ def _check_bundles(bundles: Any) -> list[dict[str, float]]:
 
 
 def remove_placement_group(placement_group: PlacementGroup) -> None:
-    """Gives the resources back and ends what runs in them."""
+    """Gives the reservation back. What runs in it goes on."""
     if not isinstance(placement_group, PlacementGroup):
         raise TypeError(f"this takes a PlacementGroup, not {type(placement_group).__name__}")
     _runtime.ensure_connected()
@@ -156,7 +168,7 @@ def placement_group_table(placement_group: PlacementGroup | None = None) -> dict
     """Of one group: its bundles, nodes, strategy and state. Of all: the same by id."""
     _runtime.ensure_connected()
     wanted = placement_group.id.hex() if placement_group is not None else None
-    rows = json.loads(_skate.control_call("pg_table", json.dumps({"id": wanted})))
+    rows = json.loads(_skate.control_call("placement_groups", json.dumps({"id": wanted})))
     table = {row["placement_group_id"]: _table_row(row) for row in rows}
     if wanted is None:
         return table

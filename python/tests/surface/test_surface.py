@@ -796,12 +796,10 @@ def test_runtime_env_directories(tmp_path, monkeypatch):
     assert found == [".gitignore", "main_module_x.py", "sub/keep.log"]
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("X_Y", "0")
     import json
 
     _worker.setup_process(json.dumps(package.env), str(session))
     assert os.getcwd() == place
-    assert os.environ["X_Y"] == "1"
     assert sys.path[0] == place
 
 
@@ -895,7 +893,7 @@ def test_placement_group():
         "pg_create": json.dumps({"id": "05" * 18}),
         "pg_wait": "true",
         "pg_remove": "{}",
-        "pg_table": json.dumps(
+        "placement_groups": json.dumps(
             [
                 {
                     "placement_group_id": "05" * 18,

@@ -96,10 +96,14 @@ json jobs(const ControlCore& core) {
   return out;
 }
 
-json groups(const ControlCore& core) {
-  json out = json::object();
+/// Rows, of all groups or of the one whose id is in the arguments.
+json groups(const ControlCore& core, const std::string& arguments) {
+  const json wanted = json::parse(arguments, nullptr, false);
+  const bool one = wanted.is_object() && wanted.contains("id") && wanted["id"].is_string();
+  json out = json::array();
   for (const auto& [id, group] : core.groups().all())
-    out[id.hex()] = json::parse(core.groups().describe(group).json, nullptr, false);
+    if (!one || id.hex() == wanted["id"].get<std::string>())
+      out.push_back(json::parse(core.groups().describe(group).json, nullptr, false));
   return out;
 }
 
@@ -120,7 +124,7 @@ Result<std::string> cluster_info(const ControlCore& core, const wire::ClusterInf
   if (request.what == "nodes") return dump(nodes(core));
   if (request.what == "actors") return dump(actors(core));
   if (request.what == "jobs") return dump(jobs(core));
-  if (request.what == "placement_groups") return dump(groups(core));
+  if (request.what == "placement_groups") return dump(groups(core, request.arguments));
   if (request.what == "cluster_resources") return dump(sum(core, false));
   if (request.what == "available_resources") return dump(sum(core, true));
   return Error{ErrorCode::kNotFound, "the control service knows nothing called '" + request.what + "'"};

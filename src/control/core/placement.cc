@@ -32,6 +32,9 @@ SchedulingWish parse_scheduling(const std::string& text) {
   const nlohmann::json parsed = nlohmann::json::parse(text, nullptr, false);
   if (parsed.is_string() && parsed.get<std::string>() == "SPREAD") wish.mode = SpreadMode::kSpread;
   if (!parsed.is_object()) return wish;
+  const auto strategy = parsed.find("strategy");
+  if (strategy != parsed.end() && strategy->is_string() && strategy->get<std::string>() == "spread")
+    wish.mode = SpreadMode::kSpread;
   const auto node = parsed.find("node_id");
   if (node == parsed.end() || !node->is_string()) return wish;
   // An id that does not parse names no node: a hard wish for it can never be granted.

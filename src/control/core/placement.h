@@ -20,8 +20,8 @@ struct NodeView {
 
 enum class SpreadMode : uint8_t { kPack, kSpread };
 
-/// What the `scheduling` text of a spec asks for. Empty, "DEFAULT", "SPREAD", or an object with "node_id"
-/// (hexadecimal) and "soft"; what is not known is the default.
+/// What the `scheduling` text of a spec asks for. Empty, "DEFAULT", "SPREAD", or an object with "strategy"
+/// ("spread"), or "node_id" (hexadecimal) and "soft"; what is not known is the default.
 struct SchedulingWish {
   SpreadMode mode = SpreadMode::kPack;
   std::optional<NodeId> node;

@@ -34,6 +34,7 @@ TEST(Placement, SpreadTakesTheLeastUsed) {
   const std::vector<NodeView> nodes{view(1, 10, 10, 3), view(2, 10, 10, 1), view(3, 10, 5)};
   EXPECT_EQ(choose_node(nodes, {}, parse_scheduling("SPREAD")), node_id(2));
   EXPECT_EQ(choose_node(nodes, {}, parse_scheduling("\"SPREAD\"")), node_id(2));
+  EXPECT_EQ(choose_node(nodes, {}, parse_scheduling(R"({"strategy":"spread"})")), node_id(2));
 }
 
 TEST(Placement, RoomFirstThenWhatCouldEverFit) {
