@@ -137,6 +137,8 @@ def get(refs, timeout):
 
 
 def wait(refs, num_returns, timeout, fetch_local):
+    if not all(isinstance(ref, ObjectRef) for ref in refs):
+        raise TypeError("refs only")
     enough, ready = threading.Event(), []
 
     def note(ref):
