@@ -276,6 +276,36 @@ TEST(Client, ThreadsOfOneClientShareIt) {
   EXPECT_EQ(arena->stats().objects, 0u);
 }
 
+TEST(Client, WhatAChildHoldsOutlivesTheParentsViewsAndIsFreedAfterIt) {
+  auto arena = make_arena();
+  Client client = attach(*arena);
+  ASSERT_TRUE(put(client, id_of(1), 100'000).ok());
+  std::optional<View> view = client.get(id_of(1));
+  ASSERT_TRUE(view.has_value());
+  const uint8_t* data = view->data();
+  int go[2];
+  ASSERT_EQ(::pipe(go), 0);
+  const pid_t child = ::fork();
+  if (child == 0) {
+    ::close(go[1]);
+    char byte = 0;
+    ::_exit(::read(go[0], &byte, 1) == 1 && holds(data, 100'000, id_of(1)) ? 0 : 1);
+  }
+  view.reset();
+  client.erase(id_of(1));
+  EXPECT_EQ(arena->stats().objects, 1u);
+  ASSERT_TRUE(put(client, id_of(2), 100'000).ok());
+  EXPECT_EQ(::write(go[1], "x", 1), 1);
+  ::close(go[0]);
+  ::close(go[1]);
+  int status = 0;
+  ::waitpid(child, &status, 0);
+  EXPECT_TRUE(WIFEXITED(status));
+  EXPECT_EQ(WEXITSTATUS(status), 0);
+  ASSERT_TRUE(put(client, id_of(3), 100).ok());
+  EXPECT_EQ(arena->stats().objects, 2u);
+}
+
 TEST(Client, AForkedChildReadsButNeitherFreesNorWrites) {
   auto arena = make_arena();
   Client client = attach(*arena);

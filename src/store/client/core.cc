@@ -1,11 +1,15 @@
 #include "store/client/core.h"
 
 #include <fcntl.h>
+#include <poll.h>
+#include <pthread.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <string>
+#include <utility>
 
 namespace skate::store {
 namespace {
@@ -25,6 +29,31 @@ Result<uint64_t> file_bytes(int fd) {
   if (::fstat(fd, &status) != 0) return errno_error("looking at the object store's descriptor");
   return static_cast<uint64_t>(status.st_size);
 }
+
+/// The stores of this process, for pthread_atfork, which takes no argument. Locked while a fork goes on.
+struct ForkWatch {
+  std::mutex mutex;
+  std::vector<Core*> cores;
+  ForkWatch() {
+    ::pthread_atfork(
+        [] {
+          instance().mutex.lock();
+          for (Core* core : instance().cores) core->before_fork();
+        },
+        [] {
+          for (Core* core : instance().cores) core->after_fork_in_parent();
+          instance().mutex.unlock();
+        },
+        [] {
+          for (Core* core : instance().cores) core->after_fork_in_child();
+          instance().mutex.unlock();
+        });
+  }
+  static ForkWatch& instance() {
+    static auto* watch = new ForkWatch();  // never destroyed: a fork may come during exit
+    return *watch;
+  }
+};
 
 }  // namespace
 
@@ -49,7 +78,17 @@ Core::Core(Geometry geometry, Mapping index, Mapping data, UniqueFd data_fd,
       pins_(std::move(pins)),
       guard_(std::move(guard)),
       slot_(slot),
-      options_(options) {}
+      options_(options) {
+  ForkWatch& watch = ForkWatch::instance();
+  std::lock_guard lock(watch.mutex);
+  watch.cores.push_back(this);
+}
+
+Core::~Core() {
+  ForkWatch& watch = ForkWatch::instance();
+  std::lock_guard lock(watch.mutex);
+  std::erase(watch.cores, this);
+}
 
 Result<std::shared_ptr<Core>> Core::open(int index_fd, int data_fd, uint32_t slot, CoreOptions options) {
   SKATE_TRY_ASSIGN(const uint64_t index_bytes, file_bytes(index_fd));
@@ -170,8 +209,62 @@ bool Core::drop_pin_bit(uint32_t entry) {
   return true;
 }
 
+void Core::before_fork() {
+  if (in_forked_child()) return;
+  look_at_children();
+  ChildPins pins;
+  const Geometry& geo = region_.geo();
+  for (uint32_t word = 0; word < geo.touch_words; ++word) {
+    const uint64_t groups = read(region_.client(slot_).touched[word]);
+    for (uint32_t bit = 0; groups != 0 && bit < 64; ++bit) {
+      if ((groups >> bit & 1) == 0) continue;
+      const uint64_t first = (uint64_t{word} * 64 + bit) * kEntriesPerTouchBit;
+      const uint64_t last = std::min<uint64_t>(first + kEntriesPerTouchBit, geo.objects_max);
+      for (uint64_t at = first; at < last; ++at) {
+        const auto entry = static_cast<uint32_t>(at);
+        std::lock_guard lock(stripe(entry));
+        if (local_pins(entry) == 0) continue;
+        ++local_pins(entry);
+        pins.entries.push_back(entry);
+      }
+    }
+  }
+  if (pins.entries.empty()) return;
+  int ends[2];
+  if (::pipe2(ends, O_CLOEXEC) != 0) {  // no descriptor to spare: pinned as long as the parent pins them
+    for (const uint32_t entry : pins.entries) release_pin(entry);
+    return;
+  }
+  pins.ended.reset(ends[0]);
+  child_end_.reset(ends[1]);
+  std::lock_guard lock(children_mutex_);
+  children_.push_back(std::move(pins));
+  has_children_.store(true, std::memory_order_release);
+}
+
+void Core::look_at_children() {
+  if (!has_children_.load(std::memory_order_acquire)) return;
+  std::vector<uint32_t> entries;
+  {
+    std::lock_guard lock(children_mutex_);
+    std::erase_if(children_, [&](const ChildPins& child) {
+      pollfd watch{child.ended.get(), POLLIN, 0};
+      if (::poll(&watch, 1, 0) != 1) return false;
+      entries.insert(entries.end(), child.entries.begin(), child.entries.end());
+      return true;
+    });
+    has_children_.store(!children_.empty(), std::memory_order_release);
+  }
+  for (const uint32_t entry : entries) release_pin(entry);
+}
+
 void Core::unpin(uint32_t entry) {
   if (in_forked_child()) return;
+  look_at_children();
+  release_pin(entry);
+}
+
+void Core::release_pin(uint32_t entry) {
   if (!drop_pin_bit(entry)) return;
   const StateWord state{region_.entry(entry).state.load(std::memory_order_seq_cst)};
   if (state.doomed()) free_if_unpinned(entry, state);
@@ -313,6 +406,7 @@ Result<void> Core::place(const ObjectId& id, uint64_t bytes, Attempt&& attempt) 
 
 Result<Core::Extent> Core::create(const ObjectId& id, uint64_t bytes) {
   if (in_forked_child()) return forked_error();
+  look_at_children();
   const auto words = id_words(id);
   Extent made{};
   {

@@ -3,10 +3,12 @@
 //
 // Thread-safe. Lookups and pins take no lock that another process could hold; create, erase and the
 // freeing of an erased object take the store's lock for about a microsecond, and give up after
-// `lock_timeout_ms`. In a forked child every operation is refused, and what the parent pinned stays so.
+// `lock_timeout_ms`. In a forked child every operation is refused; what was pinned when it was forked stays
+// pinned while it lives, whatever the parent does.
 #pragma once
 
 #include <array>
+#include <atomic>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -30,6 +32,9 @@ struct CoreOptions {
 
 class Core {
  public:
+  ~Core();
+  Core(const Core&) = delete;
+  Core& operator=(const Core&) = delete;
   struct Found {
     uint32_t entry;
     StateWord state;
@@ -97,6 +102,11 @@ class Core {
   int data_fd() const { return data_fd_.get(); }
   bool in_forked_child() const { return !guard_.in_parent(); }
 
+  /// Around a fork, by its thread: all that is pinned gets a pin more, until the child has ended.
+  void before_fork();
+  void after_fork_in_parent() { child_end_.reset(); }
+  void after_fork_in_child() { (void)child_end_.release(); }  // its close is what the parent waits for
+
   /// Holds the lock for its life, if it got it.
   class Critical {
    public:
@@ -131,6 +141,9 @@ class Core {
   uint32_t& local_pins(uint32_t entry) { return reinterpret_cast<uint32_t*>(pins_.base())[entry]; }
   std::mutex& stripe(uint32_t entry) { return stripes_[entry % stripes_.size()]; }
   bool drop_pin_bit(uint32_t entry);
+  void release_pin(uint32_t entry);
+  /// Drops what was pinned for children that have ended.
+  void look_at_children();
 
   Mapping index_, data_;
   UniqueFd data_fd_;
@@ -144,6 +157,14 @@ class Core {
   const CoreOptions options_;
   std::mutex transaction_mutex_;        // one undo log for each process, so one transaction at a time
   std::array<std::mutex, 64> stripes_;  // each guards the pin counts of the entries that fall to it
+  struct ChildPins {
+    UniqueFd ended;  // a pipe that nobody but the child can write
+    std::vector<uint32_t> entries;
+  };
+  std::mutex children_mutex_;
+  std::vector<ChildPins> children_;
+  std::atomic<bool> has_children_{false};
+  UniqueFd child_end_;  // during a fork
 };
 
 }  // namespace skate::store
