@@ -145,7 +145,8 @@ void set_error(const Error& error) {
     case ErrorCode::kTimeout: raise_system_error("get_timeout", {{"message", error.message}}); return;
     case ErrorCode::kInvalid: PyErr_SetString(PyExc_ValueError, error.message.c_str()); return;
     case ErrorCode::kCancelled:
-      if (PyErr_Occurred() == nullptr && PyErr_CheckSignals() == 0) PyErr_SetString(PyExc_RuntimeError, error.message.c_str());
+      if (PyErr_Occurred() == nullptr && PyErr_CheckSignals() == 0)
+        PyErr_SetString(PyExc_RuntimeError, error.message.c_str());
       return;
     default: raise_system_error("system", {{"message", error.message}});
   }
