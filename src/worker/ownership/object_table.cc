@@ -42,7 +42,8 @@ void ObjectTable::drop_handle(Entry* entry) {
 }
 
 void ObjectTable::settle(Entry* entry) {
-  if (entry->pins != 0 || entry->grants_out != 0 || entry->handles.load(std::memory_order_acquire) != 0) return;
+  if (entry->pins != 0 || entry->grants_out != 0 || entry->handles.load(std::memory_order_acquire) != 0)
+    return;
   // Freeing an object may free what it contains, to any depth: a loop, not recursion.
   std::vector<Entry*> stack{entry};
   while (!stack.empty()) {
@@ -98,16 +99,16 @@ bool ObjectTable::register_then(const std::vector<Entry*>& entries, Peer* ordere
                                 const Obligation& obligation) {
   std::shared_ptr<Pending> pending;
   for (Entry* entry : entries) {
-    if (entry->owner == nullptr) continue;
+    if (entry->owner == nullptr || dead_.contains(entry->owner)) continue;
     auto under_way = registering_.find(entry->id);
     if (entry->grants_in == 0) {
       entry->grants_in = 1;
       effects_.register_ref(entry->owner, entry->id, 1);
-      if (entry->owner == ordered_with) continue;
-      under_way = registering_.try_emplace(entry->id, Registering{entry->owner, {}}).first;
-    } else if (under_way == registering_.end() || entry->owner == ordered_with) {
-      continue;
+      if (under_way == registering_.end())
+        under_way = registering_.try_emplace(entry->id, Registering{entry->owner, 0, {}}).first;
+      ++under_way->second.unanswered;
     }
+    if (under_way == registering_.end() || entry->owner == ordered_with) continue;
     if (!pending) pending = std::make_shared<Pending>(Pending{obligation, 0});
     ++pending->remaining;
     under_way->second.waiting.push_back(pending);
@@ -117,9 +118,13 @@ bool ObjectTable::register_then(const std::vector<Entry*>& entries, Peer* ordere
 
 void ObjectTable::registered(const ObjectId& id) {
   auto found = registering_.find(id);
-  if (found == registering_.end()) return;
+  if (found == registering_.end() || --found->second.unanswered != 0) return;
   std::vector<std::shared_ptr<Pending>> waiting = std::move(found->second.waiting);
   registering_.erase(found);
+  answered(waiting);
+}
+
+void ObjectTable::answered(const std::vector<std::shared_ptr<Pending>>& waiting) {
   for (const std::shared_ptr<Pending>& pending : waiting)
     if (--pending->remaining == 0) meet(pending->obligation);
 }
@@ -152,16 +157,21 @@ std::vector<Entry*> ObjectTable::peer_died(Peer* peer) {
       settle(entry);
     }
   }
+  dead_.insert(peer);
+  // No acknowledgement will come, nor is there anybody to give grants back to: move on. What is freed by
+  // that is not among the lost.
+  for (auto& [id, entry] : entries_)
+    if (entry->owner == peer) entry->grants_in = 0;
+  std::vector<std::shared_ptr<Pending>> waiting;
+  erase_if(registering_, [&](auto& one) {
+    if (one.second.owner != peer) return false;
+    waiting.insert(waiting.end(), one.second.waiting.begin(), one.second.waiting.end());
+    return true;
+  });
+  answered(waiting);
   std::vector<Entry*> lost;
-  std::vector<ObjectId> unanswered;
-  for (auto& [id, entry] : entries_) {
-    if (entry->owner != peer) continue;
-    lost.push_back(entry);
-    entry->grants_in = 0;  // there is nobody to give them back to
-  }
-  for (auto& [id, under_way] : registering_)
-    if (under_way.owner == peer) unanswered.push_back(id);
-  for (const ObjectId& id : unanswered) registered(id);  // no acknowledgement will come: move on
+  for (auto& [id, entry] : entries_)
+    if (entry->owner == peer) lost.push_back(entry);
   return lost;
 }
 

@@ -22,6 +22,7 @@
 
 #include <atomic>
 #include <boost/unordered/unordered_flat_map.hpp>
+#include <boost/unordered/unordered_flat_set.hpp>
 #include <memory>
 #include <vector>
 
@@ -99,6 +100,12 @@ class ObjectTable {
   /// The entry of a ref that came from elsewhere: `owner` null means this process (then it must exist).
   Entry* intern(const ObjectId& id, Peer* owner);
   size_t size() const { return entries_.size(); }
+  /// Whether this process owns an object that anybody holds.
+  bool owns_any() const {
+    for (const auto& [id, entry] : entries_)
+      if (entry->owner == nullptr) return true;
+    return false;
+  }
   template <class F>
   void for_each(F&& visit) {
     for (auto& [id, entry] : entries_) visit(*entry);
@@ -122,7 +129,7 @@ class ObjectTable {
   /// Registers those of `entries` that are borrowed and not yet known to their owners. When all of them are
   /// acknowledged the obligation is met; at once if none needs it, or all needed ones belong to
   /// `ordered_with` (messages to it keep their order). Returns true if it was met at once; then nothing is
-  /// sent for it: the caller does the thing itself.
+  /// sent for it: the caller does the thing itself. What a dead process owned needs no registration.
   bool register_then(const std::vector<Entry*>& entries, Peer* ordered_with, const Obligation& obligation);
   /// The owner's acknowledgement.
   void registered(const ObjectId& id);
@@ -140,15 +147,20 @@ class ObjectTable {
     uint32_t remaining;
   };
   void meet(const Obligation& obligation);
+  void answered(const std::vector<std::shared_ptr<Pending>>& waiting);
 
   OwnershipEffects& effects_;
   boost::unordered_flat_map<ObjectId, Entry*, IdHash<ObjectId>> entries_;
   boost::unordered_flat_map<Peer*, boost::unordered_flat_map<ObjectId, uint32_t, IdHash<ObjectId>>> granted_;
+  // An object may be registered, dropped and registered again before the first acknowledgement comes, which
+  // says nothing of the second registration: what waits, waits for the last.
   struct Registering {
     Peer* owner;
+    uint32_t unanswered;
     std::vector<std::shared_ptr<Pending>> waiting;
   };
   boost::unordered_flat_map<ObjectId, Registering, IdHash<ObjectId>> registering_;
+  boost::unordered_flat_set<Peer*> dead_;
 };
 
 }  // namespace skate::worker
