@@ -354,8 +354,10 @@ void Runtime::dispatch(Peer* from, uint16_t type, std::span<const uint8_t> body)
       auto answer = reader.get<wire::ObjectValue>();
       if (!reader.ok()) return;
       Entry* entry = objects_.find(answer.object);
-      if (entry == nullptr || entry->owner != from || entry->ready()) return;
+      // Too late, but the grants that came with it are given back.
+      if (entry != nullptr && (entry->owner != from || entry->ready())) entry = nullptr;
       if (answer.status == wire::ValueStatus::kGone) {
+        if (entry == nullptr) return;
         resolve_inline(entry, lost_object_error(entry->id, "its owner has freed it"), true);
         return;
       }
@@ -467,6 +469,7 @@ void Runtime::dispatch_daemon(uint16_t type, std::span<const uint8_t> body) {
         task->record = Blob::copy(as_bytes(create->spec.arguments));
         task->create = std::move(*create);
         actor_incarnation_ = task->create->incarnation;
+        hosts_actor_ = true;
         job_ = task->create->spec.job;
         auto lease = std::make_shared<wire::LeaseInfo>();
         lease->resources = task->create->spec.resources;
@@ -489,6 +492,11 @@ void Runtime::dispatch_daemon(uint16_t type, std::span<const uint8_t> body) {
     case MessageType::kExit:
       if (auto exit = wire::decode<wire::Exit>(body)) {
         if (exit->force) _exit(exit->reason.exit_code);
+        if (exit->reason.kind == wire::DeathKind::kIntended && !hosts_actor_ && objects_.owns_any()) {
+          // Asked to go for being idle; but others hold what it owns.
+          send_daemon_body(static_cast<uint16_t>(MessageType::kExitDeclined), {});
+          return;
+        }
         exit_reason_ = exit->reason;
         exiting_.store(true, std::memory_order_release);
         for (auto& [group, ready] : run_ready_) ready.notify_all();

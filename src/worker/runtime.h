@@ -397,6 +397,7 @@ class Runtime final : private OwnershipEffects {
   std::vector<Waiter*> any_waiters_;         // wait for one of many: woken by every object
   uint32_t max_concurrency_ = 1;
   uint64_t actor_incarnation_ = 0;
+  bool hosts_actor_ = false;
   std::atomic<uint32_t> blocked_threads_{0};
   wire::Death exit_reason_;
   std::atomic<bool> exiting_{false};
