@@ -268,8 +268,8 @@ PyObject* py_get(PyObject*, PyObject* const* args, Py_ssize_t count) {
       bool timed_out;
       if (!wait_for(*runtime, {&entry, 1}, 1, until, &timed_out)) return nullptr;
       if (timed_out)
-        return raise_system_error(
-            "get_timeout", {{"message", "the value of ObjectRef(" + entry->id.hex() + ") was not there in time"}});
+        return raise_system_error("get_timeout", {{"message", "the value of ObjectRef(" + entry->id.hex() +
+                                                                  ") was not there in time"}});
     }
     return value_of(*runtime, entry, until);
   }

@@ -138,9 +138,9 @@ PyObject* ref_from_random(PyObject* type, PyObject*) {
   return from_id(reinterpret_cast<PyTypeObject*>(type), ObjectId(ObjectId::random()));
 }
 
-/// Inside a value: an index into the value's refs. Elsewhere (a closure, or the user pickles a ref himself): its
-/// id and owner. Nobody knows how many copies of that pickle there are, so the object then stays until its
-/// owner ends, as in Ray.
+/// Inside a value: an index into the value's refs. Elsewhere (a closure, or the user pickles a ref himself):
+/// its id and owner. Nobody knows how many copies of that pickle there are, so the object then stays until
+/// its owner ends, as in Ray.
 PyObject* ref_reduce(PyObject* self, PyObject*) {
   auto* ref = reinterpret_cast<RefObject*>(self);
   if (ref->id.is_nil()) {

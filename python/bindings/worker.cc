@@ -13,7 +13,6 @@ namespace skate::bindings {
 
 using worker::IncomingTask;
 using worker::OutgoingValue;
-using worker::WaitOutcome;
 using TaskPtr = std::shared_ptr<IncomingTask>;
 
 namespace {
@@ -91,8 +90,8 @@ Object take_exception() {
 }
 
 /// An exception as an error value. `retry` says whether retry_exceptions covers it. False: Python error set.
-bool error_value(Runtime& runtime, IncomingTask& task, PyObject* exception, PyObject* callable, OutgoingValue& out,
-                 bool* retry) {
+bool error_value(Runtime& runtime, IncomingTask& task, PyObject* exception, PyObject* callable,
+                 OutgoingValue& out, bool* retry) {
   *retry = false;
   if (task.header.retry_exceptions != 0 && !PyErr_GivenExceptionMatches(exception, PyExc_KeyboardInterrupt)) {
     PyObject* args[] = {exception, callable == nullptr ? Py_None : callable};
@@ -778,8 +777,13 @@ PyObject* py_run_worker(PyObject*, PyObject* args) {
   }
   if (exit_code == 0 && !actor.alive) wait_until_unneeded(*runtime);
   if (exit_code == 0)
-    runtime->request_exit({wire::DeathKind::kIntended, 0, 0, 0,
-                           actor.alive ? "it ended itself (exit_actor)" : "it had run its max_calls", {}, {}});
+    runtime->request_exit({wire::DeathKind::kIntended,
+                           0,
+                           0,
+                           0,
+                           actor.alive ? "it ended itself (exit_actor)" : "it had run its max_calls",
+                           {},
+                           {}});
   {
     WithoutGil released;
     runtime->stop();

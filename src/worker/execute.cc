@@ -40,6 +40,11 @@ bool Runtime::parse_arguments(IncomingTask& task, wire::RecordReader& reader, ui
       Entry* entry = objects_.intern(record.object, peer_of(record.owner));
       if (entry == nullptr) return false;
       objects_.pin(entry);
+      if (entry->owner != nullptr && entry->grants_in == 0) {
+        // What it contains is safe only as long as it is: the submitter's pin must last until we are known.
+        objects_.pin(entry);
+        task.borrowed.push_back(entry);
+      }
       if (!entry->ready()) entry->state.store(ObjectState::kStored, std::memory_order_release);
       argument.stored = entry;
     }
@@ -124,10 +129,17 @@ void Runtime::give_back_unbegun() {
   flush();
 }
 
-void Runtime::forget_task(IncomingTask& task) {
+void Runtime::release_arguments(IncomingTask& task) {
   for (IncomingTask::Arg& argument : task.arguments)
     if (argument.stored != nullptr) objects_.unpin(argument.stored);
   task.arguments.clear();
+}
+
+/// For a task that is not run: nothing of it was kept.
+void Runtime::forget_task(IncomingTask& task) {
+  release_arguments(task);
+  for (Entry* entry : task.borrowed) objects_.unpin(entry);
+  task.borrowed.clear();
 }
 
 std::shared_ptr<IncomingTask> Runtime::pop_task(const std::string& group) {
@@ -258,6 +270,7 @@ void Runtime::finish(const std::shared_ptr<IncomingTask>& task, wire::TaskStatus
   done.worker_exits = worker_exits;
   std::lock_guard lock(mutex_);
   running_.erase({task->from, task->header.token});
+  release_arguments(*task);
   done.holds_refs = register_leftovers(*task);
   wire::RecordWriter writer(out);
   writer.put(done);
@@ -281,7 +294,6 @@ void Runtime::finish(const std::shared_ptr<IncomingTask>& task, wire::TaskStatus
         store_->erase(ObjectId::of(task->header.task, static_cast<uint32_t>(i + 1)));
     }
   }
-  forget_task(*task);
   flush();
   if (out.capacity() > size_t{1} << 20) out.shrink_to_fit();
 }

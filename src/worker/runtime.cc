@@ -23,7 +23,8 @@ namespace {
 constexpr size_t kRecordsPerTurn = 256;
 constexpr uint32_t kWelcomeBytesMax = 4 << 20;
 
-// Set in the child of a fork of a connected process. A flag, since getpid is a system call on every use of a ref.
+// Set in the child of a fork of a connected process. A flag, since getpid is a system call on every use of a
+// ref.
 std::atomic<bool> forked{false};
 void mark_forks() {
   static const int registered = pthread_atfork(nullptr, nullptr, [] { forked.store(true); });
@@ -375,7 +376,8 @@ void Runtime::dispatch(Peer* from, uint16_t type, std::span<const uint8_t> body)
     }
     case RecordType::kRegisterRef: {
       auto message = reader.get<wire::RefMessage>();
-      if (!reader.ok()) return;
+      constexpr uint32_t kGrantsMax = 1u << 20;
+      if (!reader.ok() || message.count == 0 || message.count > kGrantsMax) return;
       Entry* entry = objects_.find(message.object);
       if (entry != nullptr && entry->owner == nullptr) objects_.grant(entry, from, message.count);
       send_flat(from, RecordType::kRefRegistered, rpc::Urgency::kUrgent, message);
@@ -730,8 +732,7 @@ void Runtime::call_control(wire::ControlMethod method, std::string body,
 }
 
 Result<std::string> Runtime::control_call(wire::ControlMethod method, std::string body,
-                                          Clock::time_point until,
-                                          const std::function<bool()>& interrupted) {
+                                          Clock::time_point until, const std::function<bool()>& interrupted) {
   struct State {
     WaitWord done;
     wire::ControlReply reply;

@@ -262,7 +262,8 @@ class Runtime final : private OwnershipEffects {
   void resolved(Entry* entry);
   void resolve_inline(Entry* entry, BlobPtr value, bool is_error);
   void request_value(Entry* entry);
-  Entry* adopt(const ObjectId& id, Peer* owner, Entry* outer, IncomingTask* task, std::vector<Entry*>& unknown);
+  Entry* adopt(const ObjectId& id, Peer* owner, Entry* outer, IncomingTask* task,
+               std::vector<Entry*>& unknown);
   void register_adopted(const std::vector<Entry*>& unknown, Entry* outer);
   void answer_get(Peer* to, Entry* entry);
   struct ParsedResult {
@@ -320,6 +321,7 @@ class Runtime final : private OwnershipEffects {
   bool begin(IncomingTask& task);
   bool parse_arguments(IncomingTask& task, wire::RecordReader& reader, uint32_t count);
   std::shared_ptr<IncomingTask> pop_task(const std::string& group);
+  void release_arguments(IncomingTask& task);
   void forget_task(IncomingTask& task);
   void give_back_unbegun();
   bool register_leftovers(IncomingTask& task);
@@ -349,7 +351,7 @@ class Runtime final : private OwnershipEffects {
   std::map<WorkerId, std::unique_ptr<Peer>> peers_;
   std::vector<Peer*> links_;  // by link index
   Peer daemon_;
-  Peer self_;                                // an actor's calls of itself; its records wait in self_records_
+  Peer self_;  // an actor's calls of itself; its records wait in self_records_
   std::deque<Peer::Waiting> self_records_;
   std::vector<Peer*> dirty_;
   std::map<std::pair<Peer*, uint64_t>, std::vector<Entry*>> untaken_results_;
@@ -394,7 +396,7 @@ class Runtime final : private OwnershipEffects {
   std::atomic<int> event_fd_{-1};
   std::atomic<bool> keep_groups_{false};
   std::condition_variable released_;
-  std::vector<Waiter*> any_waiters_;         // wait for one of many: woken by every object
+  std::vector<Waiter*> any_waiters_;  // wait for one of many: woken by every object
   uint32_t max_concurrency_ = 1;
   uint64_t actor_incarnation_ = 0;
   bool hosts_actor_ = false;

@@ -503,7 +503,8 @@ void Runtime::end_task(TaskRecord* task) {
 }
 
 void Runtime::fail_task(TaskRecord* task, BlobPtr error) {
-  if (task->stream && task->spec->mode == wire::ReturnMode::kStreaming) end_stream(task, task->stream->arrived, error);
+  if (task->stream && task->spec->mode == wire::ReturnMode::kStreaming)
+    end_stream(task, task->stream->arrived, error);
   std::vector<Entry*> returns = task->returns;
   for (Entry* entry : returns)
     if (entry != nullptr && !entry->ready()) resolve_inline(entry, error, true);

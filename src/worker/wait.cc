@@ -456,7 +456,8 @@ void Runtime::register_adopted(const std::vector<Entry*>& unknown, Entry* outer)
   flush();
 }
 
-std::vector<Entry*> Runtime::adopt_refs(std::span<const wire::ObjectRecord> refs, Entry* outer, IncomingTask* task) {
+std::vector<Entry*> Runtime::adopt_refs(std::span<const wire::ObjectRecord> refs, Entry* outer,
+                                        IncomingTask* task) {
   std::vector<Entry*> adopted, unknown;
   adopted.reserve(refs.size());
   std::lock_guard lock(mutex_);
