@@ -1,11 +1,16 @@
 """Which system the Python tests run on is decided by what `import ray` finds, and by nothing else."""
 
 import pathlib
+import signal
 
 import pytest
 
 TEST_TIMEOUT_S = 60
 KNOWN_GAPS = pathlib.Path(__file__).with_name("known_gaps.txt")
+
+
+# A shell that starts this in the background makes it, and all that it starts, deaf to SIGINT.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def known_gaps():
