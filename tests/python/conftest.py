@@ -9,8 +9,10 @@ TEST_TIMEOUT_S = 60
 KNOWN_GAPS = pathlib.Path(__file__).with_name("known_gaps.txt")
 
 
-# A shell that starts this in the background makes it, and all that it starts, deaf to SIGINT.
+# A shell or nohup that starts this in the background makes it, and all that it starts, deaf to these.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def known_gaps():
