@@ -134,6 +134,7 @@ PyObject* new_actor_core(const wire::ActorInfo& info, Entry* handle);
 bool worker_init(PyObject* module);
 PyObject* py_run_worker(PyObject*, PyObject* args);
 PyObject* py_context(PyObject*, PyObject*);
+PyObject* py_look(PyObject*, PyObject* timeout);
 PyObject* py_is_cancelled(PyObject*, PyObject*);
 PyObject* py_current_actor(PyObject*, PyObject*);
 /// The task that the current thread runs; nil outside.

@@ -69,6 +69,7 @@ PyMethodDef functions[] = {
     {"kv_keys", kv_keys, METH_VARARGS, nullptr},
     {"context", py_context, METH_NOARGS, nullptr},
     {"current_actor", py_current_actor, METH_NOARGS, nullptr},
+    {"look", py_look, METH_O, nullptr},
     {"is_cancelled", py_is_cancelled, METH_NOARGS, nullptr},
     {"next_log_batch", py_next_log_batch, METH_VARARGS, nullptr},
     {"run_worker", py_run_worker, METH_VARARGS, nullptr},

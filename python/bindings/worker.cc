@@ -791,6 +791,21 @@ PyObject* py_run_worker(PyObject*, PyObject* args) {
   return PyLong_FromLong(std::max(exit_code, 0));
 }
 
+PyObject* py_look(PyObject*, PyObject* timeout) {
+  Runtime* runtime = require_runtime();
+  if (runtime == nullptr) return nullptr;
+  auto until = worker::Clock::time_point::max();
+  if (timeout != Py_None) {
+    const double seconds = PyFloat_AsDouble(timeout);
+    if (PyErr_Occurred() != nullptr) return nullptr;
+    if (seconds < 1)
+      until = worker::Clock::now() + std::chrono::nanoseconds(static_cast<int64_t>(seconds * 1e9));
+  }
+  WithoutGil released;
+  runtime->look(until);
+  Py_RETURN_NONE;
+}
+
 PyObject* py_is_cancelled(PyObject*, PyObject*) {
   TaskPtr task = current_task();
   return PyBool_FromLong(task && task->cancelled.load());

@@ -222,6 +222,8 @@ class AsyncCall:
     concurrency_group: str  # "" for the default group
     is_streaming: bool  # the caller takes a stream ("streaming" or "dynamic")
 
+def look(timeout: float | None) -> None: ...  # a loop about to sleep: reads links, or spins for news
+
 class AsyncActorCore:
     def fd(self) -> int: ...  # readable when next_batch, cancelled_batch or should_stop has news
     def next_batch(self) -> list[tuple[AsyncCall, str, tuple[Any, ...], dict[str, Any]]]:

@@ -124,6 +124,27 @@ def should_retry(exc: BaseException, function: Any) -> bool:
 # --- actors -----------------------------------------------------------------------------------
 
 
+def _new_loop() -> asyncio.AbstractEventLoop:
+    """Of asyncio's own kind: one that looks for calls a little before it sleeps, as a sync actor does. A loop of
+    another policy is woken through its file descriptor."""
+    import asyncio
+    import selectors
+
+    from skate import _skate
+
+    class Selector(selectors.DefaultSelector):  # type: ignore[misc, valid-type]
+        def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+            if timeout is None or timeout > 0:
+                _skate.look(timeout)
+            return super().select(timeout)
+
+    loop = asyncio.new_event_loop()
+    if type(loop) is not asyncio.SelectorEventLoop:
+        return loop
+    loop.close()
+    return asyncio.SelectorEventLoop(Selector())
+
+
 def create_actor_instance(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The constructor of an asyncio actor runs inside of its loop."""
     global _actor, _actor_loop
@@ -133,7 +154,7 @@ def create_actor_instance(cls: type, args: tuple[Any, ...], kwargs: dict[str, An
     if any(_signature.is_async(method) for method in class_methods(cls).values()):
         import asyncio
 
-        _actor_loop = asyncio.new_event_loop()
+        _actor_loop = _new_loop()
         asyncio.set_event_loop(_actor_loop)
 
         async def construct() -> Any:
@@ -178,7 +199,7 @@ def run_asyncio_actor(core: _skate.AsyncActorCore) -> None:
     loop = _actor_loop
     if loop is None:
         # No async method, yet told to run as one: an empty loop serves it as well.
-        loop = asyncio.new_event_loop()
+        loop = _new_loop()
         asyncio.set_event_loop(loop)
     _runtime.async_actor = True
     server = _AsyncServer(core, loop, _actor)

@@ -50,18 +50,24 @@ void Mailbox::end_active() {
 
 bool Mailbox::spin(Clock::time_point until) {
   if (rpc::any_ready(bell())) return true;
-  uint32_t success = spin_success_.load(std::memory_order_relaxed);
-  bool worthwhile = success >= 64 || (++attempts_ % 16) == 0;
-  if (!worthwhile || !may_spin()) return false;
-  Clock::time_point spin_until = std::min(until, Clock::now() + spin_budget_);
+  if (!may_spin()) return false;
+  const std::chrono::nanoseconds limit = policy_.next();
+  if (limit == std::chrono::nanoseconds::zero()) return false;
+  const Clock::time_point began = Clock::now();
+  const Clock::time_point spin_until = std::min(until, began + limit);
+  Clock::time_point now;
   bool found = false;
   do {
     for (int i = 0; i < 32 && !found; ++i) {
       found = rpc::any_ready(bell());
       relax();
     }
-  } while (!found && Clock::now() < spin_until && may_spin());
-  spin_success_.store((success * 15 + (found ? 256 : 0)) / 16, std::memory_order_relaxed);
+    now = Clock::now();
+  } while (!found && now < spin_until && may_spin());
+  if (found)
+    policy_.found(now - began);
+  else if (now >= began + limit)
+    policy_.missed();
   return found;
 }
 
@@ -74,9 +80,7 @@ void Mailbox::sleep_as_reader(Clock::time_point until) {
     Clock::time_point now = Clock::now();
     if (until > now) {
       rpc::futex_sleep(bell().foreground_word, ticket, until - now);
-      // A wait that would have ended within the budget speaks for spinning next time.
-      if (Clock::now() - now < spin_budget_ * 2 && rpc::any_ready(bell()))
-        spin_success_.store(256, std::memory_order_relaxed);
+      if (rpc::any_ready(bell())) policy_.slept(Clock::now() - now);
     }
   }
   bell().sleeper.store(static_cast<uint32_t>(Sleeper::kNone), std::memory_order_seq_cst);

@@ -3,8 +3,8 @@
 // Reader roles: the service thread reads when nobody else does; a thread that waits in a call takes the
 // reading over (`try_enter`), and gives it back (`leave`). Taking over and giving back cost no system call:
 // the service thread stays asleep on its own futex word, and `Doorbell::sleeper` says whom a writer has to
-// wake. A reader may spin before it sleeps, but only while the node's `active` count leaves a CPU for it and
-// recent waits ended within the spin budget.
+// wake. A reader may spin before it sleeps, but only while the node's `active` count leaves a CPU for it; for
+// how long is SpinPolicy's to say.
 #pragma once
 
 #include <atomic>
@@ -12,6 +12,7 @@
 #include <functional>
 
 #include "rpc/doorbell.h"
+#include "worker/spin_policy.h"
 
 namespace skate::worker {
 
@@ -35,6 +36,8 @@ class Mailbox {
   bool spin(Clock::time_point until);
   /// For the holder of the role: sleeps until a link is marked, `until`, or a signal.
   void sleep_as_reader(Clock::time_point until);
+  /// For the holder of the role: a thread that spun in vain slept elsewhere, until a record came.
+  void slept(std::chrono::nanoseconds took) { policy_.slept(took); }
 
   /// For the service thread: waits until it is woken for a record, by `poke`, or `until`.
   uint32_t service_ticket() { return bell().service_word.load(std::memory_order_seq_cst); }
@@ -50,18 +53,13 @@ class Mailbox {
   void begin_active();
   void end_active();
 
-  void set_spin_budget(std::chrono::nanoseconds budget) { spin_budget_ = budget; }
-
  private:
   bool may_spin() const;
 
   rpc::Segment& segment_;
   rpc::ProcessSlot& slot_;
   std::atomic<bool> taken_{false};
-  std::chrono::nanoseconds spin_budget_{50'000};
-  // Share of recent waits that ended while spinning, in 1/256; below a quarter it only tries now and then.
-  std::atomic<uint32_t> spin_success_{256};
-  uint32_t attempts_ = 0;
+  SpinPolicy policy_{std::chrono::microseconds(50)};  // of the holder of the role
 };
 
 }  // namespace skate::worker

@@ -196,13 +196,9 @@ void Runtime::service_main() {
   while (!stopping_.load(std::memory_order_acquire)) {
     uint32_t ticket = mailbox_->service_ticket();
     while (mailbox_->try_enter()) {
-      read_links();
-      // An event loop's calls come through here: look a little longer before the next system call.
-      if (event_fd_.load(std::memory_order_relaxed) >= 0) {
-        mailbox_->begin_active();
-        while (mailbox_->spin(Clock::time_point::max())) read_links();
-        mailbox_->end_active();
-      }
+      const bool news = read_links() != 0;
+      const Clock::time_point looked = looked_until_.exchange(Clock::time_point{});
+      if (news && looked != Clock::time_point{}) mailbox_->slept(Clock::now() - looked);
       if (!mailbox_->leave()) break;
     }
     Clock::time_point until = timers();
@@ -233,6 +229,16 @@ void Runtime::service_main() {
     }
     mailbox_->sleep_as_service(ticket, until);
   }
+}
+
+void Runtime::look(Clock::time_point until) {
+  if (!mailbox_->try_enter()) return;
+  mailbox_->begin_active();
+  size_t count = read_links();
+  while (count == 0 && mailbox_->spin(until)) count = read_links();
+  mailbox_->end_active();
+  looked_until_ = count == 0 ? Clock::now() : Clock::time_point{};
+  while (mailbox_->leave() && mailbox_->try_enter()) read_links();
 }
 
 size_t Runtime::read_links() {

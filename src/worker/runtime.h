@@ -193,6 +193,9 @@ class Runtime final : private OwnershipEffects {
   /// For event loops: tasks that wait, without blocking; `event_fd` becomes readable when there are more.
   std::vector<std::shared_ptr<IncomingTask>> take_tasks();
   void set_event_fd(int fd);
+  /// For the loop's thread, before it sleeps: reads the links, and spins for the next record if that has paid
+  /// lately.
+  void look(Clock::time_point until);
   void serve_group(const std::string& group);
   /// Sends the results. Then the task is forgotten here.
   void finish(const std::shared_ptr<IncomingTask>& task, wire::TaskStatus status,
@@ -394,6 +397,7 @@ class Runtime final : private OwnershipEffects {
   std::function<void(const std::shared_ptr<IncomingTask>&, bool)> cancel_handler_;
   std::vector<std::pair<std::shared_ptr<IncomingTask>, bool>> cancels_due_;
   std::atomic<int> event_fd_{-1};
+  std::atomic<Clock::time_point> looked_until_{};  ///< the event loop sleeps since; zero: it does not
   std::atomic<bool> keep_groups_{false};
   std::condition_variable released_;
   std::vector<Waiter*> any_waiters_;  // wait for one of many: woken by every object
