@@ -38,17 +38,17 @@ void Runtime::ask_actor(ActorClient* client) {
                    if (auto info = wire::decode<wire::ActorInfo>(reply.body)) actor_event(*info);
                    return;
                  }
-                 wire::ActorInfo gone = client_of(actor)->info;
-                 gone.state = ActorState::kDead;
-                 gone.death = {wire::DeathKind::kUnknown,
-                               0,
-                               0,
-                               0,
-                               "the control service does not know it: " + reply.body,
-                               {},
-                               {}};
-                 actor_event(gone);
+                 actor_refused(actor, wire::DeathKind::kUnknown,
+                               "the control service does not know it: " + reply.body);
                });
+}
+
+/// Control would not have it: to its callers it is dead.
+void Runtime::actor_refused(const ActorId& actor, wire::DeathKind kind, std::string why) {
+  wire::ActorInfo gone = client_of(actor)->info;
+  gone.state = ActorState::kDead;
+  gone.death = {kind, 0, 0, 0, std::move(why), {}, {}};
+  actor_event(gone);
 }
 
 Result<Runtime::CreatedActor> Runtime::create_actor(wire::ActorSpec spec, std::vector<Argument> arguments,
@@ -113,11 +113,7 @@ Result<Runtime::CreatedActor> Runtime::create_actor(wire::ActorSpec spec, std::v
     ActorId actor = spec.actor;
     call_control(ControlMethod::kRegisterActor, wire::encode(request),
                  [this, actor](const wire::ControlReply& reply) {
-                   if (reply.ok) return;
-                   wire::ActorInfo gone = client_of(actor)->info;
-                   gone.state = ActorState::kDead;
-                   gone.death = {wire::DeathKind::kNeverCreated, 0, 0, 0, reply.body, {}, {}};
-                   actor_event(gone);
+                   if (!reply.ok) actor_refused(actor, wire::DeathKind::kNeverCreated, reply.body);
                  });
   }
   ask_actor(client);
@@ -163,11 +159,7 @@ void Runtime::place_actor(TaskRecord* task, const wire::Death* failure) {
   ActorId actor = place.spec.actor;
   call_control(ControlMethod::kPlaceActor, wire::encode(place),
                [this, actor](const wire::ControlReply& reply) {
-                 if (reply.ok) return;
-                 wire::ActorInfo gone = client_of(actor)->info;
-                 gone.state = ActorState::kDead;
-                 gone.death = {wire::DeathKind::kNeverCreated, 0, 0, 0, reply.body, {}, {}};
-                 actor_event(gone);
+                 if (!reply.ok) actor_refused(actor, wire::DeathKind::kNeverCreated, reply.body);
                });
 }
 
@@ -191,7 +183,6 @@ Result<Runtime::Submitted> Runtime::submit_to_actor(const ActorId& actor, Entry*
                                                     std::shared_ptr<const TaskSpec> spec,
                                                     std::vector<Argument> arguments,
                                                     std::vector<Entry*> pinned, const TaskId& parent) {
-  Submitted out;
   std::lock_guard lock(mutex_);
   ActorClient* client = client_of(actor);
   int64_t limit = client->info.max_pending_calls;
@@ -214,22 +205,7 @@ Result<Runtime::Submitted> Runtime::submit_to_actor(const ActorId& actor, Entry*
   task->spec = std::move(spec);
   task->actor = client;
   task->state = TaskState::kQueued;
-  const TaskSpec& s = *task->spec;
-  uint32_t returns = s.mode == wire::ReturnMode::kStatic ? s.num_returns : 1;
-  for (uint32_t i = 0; i < returns; ++i) {
-    Entry* entry = objects_.create(ObjectId::of(task->id, i + 1));
-    entry->task = task;
-    entry->handles.store(1, std::memory_order_relaxed);
-    task->returns.push_back(entry);
-  }
-  if (s.mode != wire::ReturnMode::kStatic) {
-    task->stream = std::make_shared<Stream>();
-    task->stream->completed = task->returns[0];
-    task->stream->task = task;
-    objects_.pin(task->returns[0]);
-    if (s.mode == wire::ReturnMode::kStreaming) out.stream = task->stream;
-  }
-  out.returns = task->returns;
+  Submitted out = make_returns(task);
   ask_actor(client);
   client->queue.push_back(task);
   link_dependencies(task);

@@ -282,6 +282,7 @@ class Runtime final : private OwnershipEffects {
   TaskRecord* new_task();
   TaskRecord* task_of(uint64_t token);
   void free_task(TaskRecord* task);
+  Submitted make_returns(TaskRecord* task);
   void link_dependencies(TaskRecord* task);
   void dependency_ready(TaskRecord* task);
   void enqueue(TaskRecord* task);
@@ -315,6 +316,7 @@ class Runtime final : private OwnershipEffects {
   BlobPtr actor_error(const ActorClient& client, const wire::Death& death, bool gone) const;
   void place_actor(TaskRecord* task, const wire::Death* failure);
   void ask_actor(ActorClient* client);
+  void actor_refused(const ActorId& actor, wire::DeathKind kind, std::string why);
   void call_control(wire::ControlMethod method, std::string body,
                     std::function<void(const wire::ControlReply&)> then);
 

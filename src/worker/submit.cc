@@ -91,17 +91,9 @@ Shape* Runtime::shape_of(const TaskSpec& spec) {
   return spec.shape_queue = shape.get();
 }
 
-Runtime::Submitted Runtime::submit(std::shared_ptr<const TaskSpec> spec, std::vector<Argument> arguments,
-                                   std::vector<Entry*> pinned, const TaskId& parent) {
+/// The objects that it will return, each with a handle for the caller, and its stream if it has one.
+Runtime::Submitted Runtime::make_returns(TaskRecord* task) {
   Submitted out;
-  std::lock_guard lock(mutex_);
-  TaskRecord* task = new_task();
-  task->id = TaskId::normal(next_sequence_++, welcome_.worker, job_);
-  task->arguments = std::move(arguments);
-  task->pinned = std::move(pinned);
-  task->parent = parent;
-  task->retries_left = spec->max_retries;
-  task->spec = std::move(spec);
   const TaskSpec& s = *task->spec;
   uint32_t returns = s.mode == wire::ReturnMode::kStatic ? s.num_returns : 1;
   for (uint32_t i = 0; i < returns; ++i) {
@@ -118,6 +110,20 @@ Runtime::Submitted Runtime::submit(std::shared_ptr<const TaskSpec> spec, std::ve
     if (s.mode == wire::ReturnMode::kStreaming) out.stream = task->stream;
   }
   out.returns = task->returns;
+  return out;
+}
+
+Runtime::Submitted Runtime::submit(std::shared_ptr<const TaskSpec> spec, std::vector<Argument> arguments,
+                                   std::vector<Entry*> pinned, const TaskId& parent) {
+  std::lock_guard lock(mutex_);
+  TaskRecord* task = new_task();
+  task->id = TaskId::normal(next_sequence_++, welcome_.worker, job_);
+  task->arguments = std::move(arguments);
+  task->pinned = std::move(pinned);
+  task->parent = parent;
+  task->retries_left = spec->max_retries;
+  task->spec = std::move(spec);
+  Submitted out = make_returns(task);
   link_dependencies(task);
   if (task->dependencies == 0) dependency_ready(task);
   flush();
