@@ -1,5 +1,6 @@
 """Clusters for the corpus: one per module, with the arguments that the module names in CLUSTER."""
 
+import json
 import os
 import sys
 
@@ -14,10 +15,14 @@ if HERE not in sys.path:
     sys.path.insert(0, HERE)
 
 
+def pytest_addoption(parser):
+    parser.addoption("--init", type=json.loads, default={}, help="further arguments of init, as JSON")
+
+
 @pytest.fixture(scope="module")
 def cluster(request):
     """A cluster of four logical CPUs, or whatever the module's CLUSTER says."""
-    arguments = getattr(request.module, "CLUSTER", {"num_cpus": 4})
+    arguments = getattr(request.module, "CLUSTER", {"num_cpus": 4}) | request.config.getoption("--init")
     yield ray.init(**arguments)
     ray.shutdown()
 
