@@ -103,27 +103,33 @@ class ForkServer:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 fds.frombytes(payload[: len(payload) - len(payload) % fds.itemsize])
         try:
-            if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or len(fds) != 2:
-                raise ValueError("a fork request is cut off, or comes without its two descriptors")
-            self._fork(json.loads(data), fds[0], fds[1])
+            if flags & socket.MSG_TRUNC:
+                raise ValueError("a fork request is cut off")
+            request = json.loads(data)
+            if flags & socket.MSG_CTRUNC or len(fds) != 2:
+                self._decline(request, "the fork server has no descriptors left")
+            else:
+                self._fork(request, fds[0], fds[1])
         finally:
             for fd in fds:
                 os.close(fd)
         return True
 
     def _fork(self, request: dict[str, Any], out_fd: int, err_fd: int) -> None:
-        reason = _why_not_fork(request.get("env") or {})
-        if reason:
-            self._send({"spawn": request["token"], "reason": reason})
-            return
         try:
-            pid = os.fork()
+            reason = _why_not_fork(request.get("env") or {})
+            pid = -1 if reason else os.fork()
         except OSError as error:
-            self._send({"spawn": request["token"], "reason": f"fork failed: {error}"})
+            reason = f"fork failed: {error}"
+        if reason:
+            self._decline(request, reason)
             return
         if pid == 0:
             self._become_worker(request, out_fd, err_fd)
         self._send({"forked": request["token"], "pid": pid})
+
+    def _decline(self, request: dict[str, Any], reason: str) -> None:
+        self._send({"spawn": request["token"], "reason": reason})
 
     def _become_worker(self, request: dict[str, Any], out_fd: int, err_fd: int) -> NoReturn:
         try:

@@ -21,11 +21,12 @@ constexpr rt::Duration kMemoryLook = std::chrono::seconds(1);
 constexpr rt::Duration kMemoryCloseLook = std::chrono::milliseconds(100);
 constexpr rt::Duration kEndTimeout = std::chrono::milliseconds(1500);
 
-void raise_descriptor_limit() {
+/// How many there may be now.
+uint64_t raise_descriptor_limit() {
   rlimit limit{};
-  if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
-  limit.rlim_cur = limit.rlim_max;
-  ::setrlimit(RLIMIT_NOFILE, &limit);  // without it there are fewer workers, and accept() says so
+  if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return RLIM_INFINITY;
+  rlimit raised{limit.rlim_max, limit.rlim_max};
+  return ::setrlimit(RLIMIT_NOFILE, &raised) == 0 ? raised.rlim_cur : limit.rlim_cur;
 }
 }  // namespace
 
@@ -73,7 +74,7 @@ NodeDaemon::NodeDaemon(rt::Loop& loop, NodeOptions options, ObjectStoreFactory m
 NodeDaemon::~NodeDaemon() { tasks_.stop(); }
 
 Result<void> NodeDaemon::start() {
-  raise_descriptor_limit();
+  descriptors_max_ = raise_descriptor_limit();
   ::signal(SIGPIPE, SIG_IGN);
   // Orphans of workers, and workers whose fork server has died, become our children.
   if (::prctl(PR_SET_CHILD_SUBREAPER, 1) != 0) return errno_error("cannot become the subreaper");
@@ -106,7 +107,7 @@ Result<void> NodeDaemon::start() {
       return;
     }
     process->stdio = {};
-    attach_pid(*process, pid);
+    attach_worker(*process, pid);
   };
   events.spawn_instead = [this](uint64_t token, const std::string& reason) { spawn_worker(token, reason); };
   events.warning = [this](const std::string& line) { warn(line); };

@@ -63,15 +63,18 @@ class NodeDaemon {
   // registration.cc: how processes come
   rt::Task<void> accept_loop();
   rt::Task<void> serve_connection(UniqueFd socket);
+  rt::Task<void> refuse_connection(UniqueFd socket, std::string why);
   Result<ProcessNumber> meet_worker(const wire::Hello& hello, const PeerCredentials& peer);
   rt::Task<Result<ProcessNumber>> meet_driver(wire::Hello hello, PeerCredentials peer);
   Result<void> equip(Process& process, pid_t pid);
   wire::Welcome welcome_for(const Process& process);
-  void attach_pid(Process& process, pid_t pid);
+  void attach_pid(Process& process, pid_t pid, rt::ProcessWatch watch);
+  bool attach_worker(Process& process, pid_t pid);
   Job& job_of(const JobId& id, const std::string& job_json);
 
   // workers.cc: how workers start and processes end
   void start_worker(const StartWorker& order);
+  Result<void> start_output(Process& process);
   void spawn_worker(ProcessNumber number, const std::string& why);
   WorkerSetup setup_of(const Process& process) const;
   void worker_start_failed(ProcessNumber number, const std::string& why);
@@ -155,6 +158,7 @@ class NodeDaemon {
   std::unique_ptr<ObjectStore> store_;
   double usable_workers_ = 1;  ///< that are started ahead for a driver
   uint32_t workers_max_ = 0;
+  uint64_t descriptors_max_ = 0;
   Scheduler scheduler_;
   ExitStatuses statuses_;
   OomCounter oom_;

@@ -1,6 +1,10 @@
 // How processes come: over the Unix socket, with a Hello, answered by a Welcome and four descriptors.
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <nlohmann/json.hpp>
 
 #include "node/node_daemon.h"
@@ -9,20 +13,57 @@ namespace skate::node {
 
 namespace {
 constexpr rt::Duration kHelloTimeout = std::chrono::seconds(10);
+constexpr rt::Duration kRefusedHelloTimeout = std::chrono::seconds(1);
 constexpr rt::Duration kAcceptPause = std::chrono::milliseconds(100);
+
+UniqueFd reserve_descriptor() { return UniqueFd(::open("/dev/null", O_RDONLY | O_CLOEXEC)); }
 }  // namespace
 
 rt::Task<void> NodeDaemon::accept_loop() {
   std::unique_ptr<rt::FdWatch> watch = loop_.watch_fd(listener_.get());
+  UniqueFd reserve = reserve_descriptor();
   while (true) {
     Result<UniqueFd> socket = co_await accept_unix(listener_.get(), *watch);
-    if (!socket) {  // out of descriptors: those that end give some back
-      warn(socket.error().message);
-      co_await rt::sleep_for(kAcceptPause);
+    if (socket) {
+      tasks_.spawn(serve_connection(std::move(*socket)));
       continue;
     }
-    tasks_.spawn(serve_connection(std::move(*socket)));
+    std::string why = socket.error().message;
+    const bool had_reserve = static_cast<bool>(reserve);
+    reserve.reset();
+    UniqueFd refused(::accept4(listener_.get(), nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC));
+    if (refused) {
+      // In the backlog it would wait in vain: it is let in to be told why it cannot stay.
+      warn(why);
+      co_await refuse_connection(std::move(refused), std::move(why));
+    } else if (had_reserve && errno == EAGAIN) {
+      // Nobody is there: without a descriptor to spare accept() fails before it looks.
+      reserve = reserve_descriptor();
+      Result<void> ready = co_await watch->wait_readable();
+      if (ready) continue;
+    } else {
+      co_await rt::sleep_for(kAcceptPause);  // those that end give descriptors back
+    }
+    if (!reserve) reserve = reserve_descriptor();
   }
+}
+
+rt::Task<void> NodeDaemon::refuse_connection(UniqueFd socket, std::string why) {
+  Result<PeerCredentials> peer = credentials_of(socket.get());
+  if (!peer || peer->uid != ::geteuid()) co_return;
+  for (const auto& [number, process] : processes_)
+    if (process->pid == peer->pid && !process->registered && !process->cause)
+      process->cause = death_of(wire::DeathKind::kEnvironment, why, peer->pid);
+  std::unique_ptr<rt::FdWatch> watch = loop_.watch_fd(socket.get());
+  rt::Task<Result<std::string>> reading = read_frame(socket.get(), *watch);
+  Result<std::string> hello =
+      co_await rt::with_timeout<Result<std::string>>(kRefusedHelloTimeout, std::move(reading));
+  if (!hello) co_return;
+  wire::Welcome welcome;
+  welcome.error = "the node daemon " + why;
+  std::string body = wire::encode(welcome);
+  Result<void> sent = co_await write_frame(socket.get(), *watch, std::move(body), {});
+  if (!sent) warn(sent.error().message);
 }
 
 rt::Task<void> NodeDaemon::serve_connection(UniqueFd socket) {
@@ -98,7 +139,8 @@ Result<ProcessNumber> NodeDaemon::meet_worker(const wire::Hello& hello, const Pe
       process->ending || process->link)
     return Error{ErrorCode::kDenied, "no worker was started with this token, or it has registered already"};
   SKATE_TRY(equip(*process, peer.pid));
-  attach_pid(*process, peer.pid);
+  if (!attach_worker(*process, peer.pid))
+    return Error{ErrorCode::kUnavailable, process->cause ? process->cause->message : "it has ended"};
   return process->number;
 }
 
@@ -126,7 +168,9 @@ rt::Task<Result<ProcessNumber>> NodeDaemon::meet_driver(wire::Hello hello, PeerC
   if (!reply) co_return reply.error();
 
   fresh->job = reply->job;
-  Result<void> equipped = equip(*fresh, peer.pid);
+  // Watched first: this can fail, and a process that is equipped is given up by its death alone.
+  Result<rt::ProcessWatch> watch = rt::ProcessWatch::open(peer.pid);
+  Result<void> equipped = watch ? equip(*fresh, peer.pid) : Result<void>(watch.error());
   if (!equipped) {
     wire::FinishJob finish{loop_.random()(), reply->job, true};
     tell_control(wire::ControlMethod::kFinishJob, finish);
@@ -150,7 +194,7 @@ rt::Task<Result<ProcessNumber>> NodeDaemon::meet_driver(wire::Hello hello, PeerC
   }
   Process& process = *fresh;
   processes_.emplace(number, std::move(fresh));
-  attach_pid(process, peer.pid);
+  attach_pid(process, peer.pid, std::move(*watch));
   co_return number;
 }
 
@@ -173,18 +217,30 @@ Result<void> NodeDaemon::equip(Process& process, pid_t pid) {
   return {};
 }
 
-void NodeDaemon::attach_pid(Process& process, pid_t pid) {
-  if (process.pid > 0) return;
+void NodeDaemon::attach_pid(Process& process, pid_t pid, rt::ProcessWatch watch) {
   process.pid = pid;
   if (process.link) segment_->slot(process.slot).pid.store(pid, std::memory_order_relaxed);
-  if (process.kind == wire::ProcessKind::kWorker) statuses_.expect(pid);
+  process.watch = std::make_shared<rt::ProcessWatch>(std::move(watch));
+  tasks_.spawn(watch_process(process.number));
+}
+
+/// False when the worker has ended, or had to be ended because nothing could tell us of its end.
+bool NodeDaemon::attach_worker(Process& process, pid_t pid) {
+  if (process.pid > 0) return true;  // by its Hello, which came before the fork server's word
+  statuses_.expect(pid);
   Result<rt::ProcessWatch> watch = rt::ProcessWatch::open(pid);
   if (watch) {
-    process.watch = std::make_shared<rt::ProcessWatch>(std::move(*watch));
-    tasks_.spawn(watch_process(process.number));
-  } else {
-    tasks_.spawn(end_process(process.number));
+    attach_pid(process, pid, std::move(*watch));
+    return true;
   }
+  process.pid = pid;
+  if (watch.error().code != ErrorCode::kNotFound) {
+    // Not waited for yet, whoever its parent is: the number is still its own.
+    ::kill(pid, SIGKILL);
+    if (!process.cause) process.cause = death_of(wire::DeathKind::kEnvironment, watch.error().message, pid);
+  }
+  tasks_.spawn(end_process(process.number));
+  return false;
 }
 
 wire::Welcome NodeDaemon::welcome_for(const Process& process) {

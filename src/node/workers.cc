@@ -14,7 +14,9 @@ namespace skate::node {
 
 namespace {
 
-constexpr rt::Duration kStatusTimeout = std::chrono::seconds(1);
+// Whoever is the parent tells, the fork server or the kernel; only one that hangs does not.
+constexpr rt::Duration kStatusTimeout = std::chrono::seconds(10);
+constexpr uint64_t kDescriptorsKept = 24;
 constexpr size_t kLastRecordsMax = 100'000;  // of a dead process that are still read
 
 nlohmann::json object_of(const std::string& text) {
@@ -101,16 +103,43 @@ void NodeDaemon::start_worker(const StartWorker& order) {
   processes_.emplace(order.worker, std::move(fresh));
   tasks_.spawn(start_deadline(order.worker));
 
-  Result<Pipe> out = make_pipe(), err = make_pipe();
-  if (!out || !err) {
-    worker_start_failed(order.worker, out ? err.error().message : out.error().message);
+  if (Result<void> made = start_output(process); !made) {
+    worker_start_failed(order.worker, made.error().message);
     return;
   }
-  ProcessNumber number = order.worker;
+  WorkerSetup setup = setup_of(process);
+  nlohmann::json environment = object_of(process.pool.runtime_env);
+  if (order.pool.language != "python" || environment.contains("py_executable")) {
+    spawn_worker(order.worker, "");
+    return;
+  }
+  // Copies: the originals stay for a spawn, should the fork server decline.
+  UniqueFd out(::dup(process.stdio.first.get())), err(::dup(process.stdio.second.get()));
+  if (!out || !err) {
+    worker_start_failed(order.worker, errno_error("cannot duplicate a worker's output").message);
+    return;
+  }
+  fork_server_->fork(setup, std::move(out), std::move(err));
+}
+
+/// Pipes for what the worker prints, and their reader.
+Result<void> NodeDaemon::start_output(Process& process) {
+  SKATE_TRY_ASSIGN(Pipe out, make_pipe());
+  SKATE_TRY_ASSIGN(Pipe err, make_pipe());
+  // The lowest free number is given out, so this many at most are left. A worker that starts needs two more
+  // for its connection and its end; logs, spilling and the control service need some at any time.
+  const uint64_t kept = std::min(kDescriptorsKept, descriptors_max_ / 4);
+  if (static_cast<uint64_t>(err.write.get()) + kept > descriptors_max_) {
+    errno = EMFILE;
+    return errno_error("the node daemon has no descriptors for another worker: it may have " +
+                       std::to_string(descriptors_max_) + " and keeps " + std::to_string(kept) +
+                       " for those that start, for logs and for spilling");
+  }
+  ProcessNumber number = process.number;
   process.log = std::make_unique<WorkerLog>(
       loop_,
       options_.session_dir + "/logs/worker-" + process.id.hex().substr(0, 16) + "-" + std::to_string(number),
-      std::move(out->read), std::move(err->read), options_.log_file_bytes_max,
+      std::move(out.read), std::move(err.read), options_.log_file_bytes_max,
       [this, number](bool is_stderr, std::string text) {
         Process* source = find(number);
         if (source == nullptr) return;
@@ -123,16 +152,8 @@ void NodeDaemon::start_worker(const StartWorker& order) {
         }
         job->second.logs->add({source->pid, is_stderr, std::move(name), options_.node_ip, std::move(text)});
       });
-  WorkerSetup setup = setup_of(process);
-  nlohmann::json environment = object_of(process.pool.runtime_env);
-  if (order.pool.language == "python" && !environment.contains("py_executable")) {
-    process.stdio = {std::move(out->write), std::move(err->write)};
-    UniqueFd out_copy(::dup(process.stdio.first.get())), err_copy(::dup(process.stdio.second.get()));
-    fork_server_->fork(setup, std::move(out_copy), std::move(err_copy));
-  } else {
-    process.stdio = {std::move(out->write), std::move(err->write)};
-    spawn_worker(number, "");
-  }
+  process.stdio = {std::move(out.write), std::move(err.write)};
+  return {};
 }
 
 void NodeDaemon::spawn_worker(ProcessNumber number, const std::string& why) {
@@ -165,7 +186,7 @@ void NodeDaemon::spawn_worker(ProcessNumber number, const std::string& why) {
   Result<pid_t> pid = launch(spec);
   process->stdio = {};
   if (pid) {
-    attach_pid(*process, *pid);
+    attach_worker(*process, *pid);
   } else {
     worker_start_failed(number, pid.error().message);
   }

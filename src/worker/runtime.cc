@@ -54,6 +54,7 @@ Result<void> write_frame(int fd, const std::string& body) {
 /// Reads one frame and the descriptors that come with it.
 Result<std::string> read_frame(int fd, std::vector<UniqueFd>& fds) {
   std::string received;
+  bool descriptors_lost = false;
   size_t wanted = sizeof(uint32_t);
   bool have_size = false;
   while (received.size() < wanted) {
@@ -70,6 +71,7 @@ Result<std::string> read_frame(int fd, std::vector<UniqueFd>& fds) {
     if (n < 0) return errno_error("cannot read from the node daemon");
     if (n == 0)
       return Error{ErrorCode::kUnavailable, "the node daemon closed the connection during registration"};
+    descriptors_lost |= (message.msg_flags & MSG_CTRUNC) != 0;
     for (cmsghdr* c = CMSG_FIRSTHDR(&message); c != nullptr; c = CMSG_NXTHDR(&message, c)) {
       if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS) continue;
       size_t count = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
@@ -88,6 +90,10 @@ Result<std::string> read_frame(int fd, std::vector<UniqueFd>& fds) {
       have_size = true;
       wanted += size;
     }
+  }
+  if (descriptors_lost) {  // the kernel drops those for which the process has no number left
+    errno = EMFILE;
+    return errno_error("cannot take the object store's descriptors from the node daemon");
   }
   return received.substr(sizeof(uint32_t));
 }

@@ -1,10 +1,13 @@
 """Few descriptors, a full /dev/shm, a full disk, a small store, no memory: errors with a cause."""
 
+import contextlib
 import os
 import resource
+import socket
+import struct
 
 import pytest
-from os_facts import HERE
+from os_facts import HERE, command_of, descriptors, eventually
 
 FILLED_SHM = """
 import os
@@ -135,7 +138,7 @@ print("AFTER", skate.get(skate.remote(lambda: 1).remote()))
     assert error != "none" and any(c.isdigit() for c in error), "the error names sizes"
 
 
-@pytest.mark.parametrize("limit", [64, 256, 1024])
+@pytest.mark.parametrize("limit", [40, 64, 80, 100, 128, 160, 200, 256, 300, 400, 1024])
 def test_low_descriptor_limit(driver, limit):
     """Either all of it works, or the error says what ran out and how to get more; nothing hangs."""
     d = driver(
@@ -176,6 +179,46 @@ print("AFTER", skate.get(skate.remote(lambda: "works").remote(), timeout=30))
         assert "GOOD 100 BAD 0" in out
     if not any(x.startswith("INIT-ERROR") for x in errors):
         assert "AFTER works" in out
+
+
+def test_strangers_take_all_descriptors(driver):
+    """Who comes when the daemon has no descriptor left is told so, and a worker starts again afterwards."""
+    limit = 128
+    d = driver(
+        """
+import skate
+skate.init(num_cpus=1, log_to_driver=False)
+@skate.remote(num_cpus=0)
+class A:
+    def m(self):
+        return 1
+print("UP", skate.get(skate.remote(lambda: 1).remote()))
+input()
+print("AFTER", skate.get(A.remote().m.remote(), timeout=30))
+""",
+        limits={resource.RLIMIT_NOFILE: limit},
+    )
+    d.until("UP")
+    (daemon,) = [p for p in d.processes() if command_of(p)[1:2] == ["node"]]
+    command = command_of(daemon)
+    path = os.path.join(command[command.index("--session-dir") + 1], "node.sock")
+
+    def connection():
+        out = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        out.connect(path)
+        return out
+
+    with contextlib.ExitStack() as silent:
+        for _ in range(limit - len(descriptors(daemon))):
+            silent.enter_context(connection())
+        assert eventually(lambda: len(descriptors(daemon)) == limit)
+        with connection() as speaker:
+            speaker.sendall(struct.pack("=I", 1) + b"?")
+            answer = speaker.makefile("rb").read()
+    assert b"Too many open files" in answer and b"ulimit -n" in answer
+    d.tell()
+    rc, out = d.finish()
+    assert rc == 0 and "AFTER 1" in out, out
 
 
 def test_descriptors_do_not_leak(driver):
