@@ -628,6 +628,10 @@ def is_cancelled():
     return False
 
 
+def look(timeout):
+    """There are no links to read."""
+
+
 def install():
     for name, value in list(globals().items()):
         if not name.startswith("__") and name not in ("module", "install"):
