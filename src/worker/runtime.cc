@@ -643,6 +643,7 @@ void Runtime::peer_died(const wire::Address& address, const wire::Death& death) 
   std::vector<Lease*> lost_leases;
   for (auto& [id, lease] : leases_)
     if (lease->worker == peer) lost_leases.push_back(lease.get());
+  for (Lease* lease : lost_leases) lease->worker_exits = true;  // no task that is queued again goes there
   for (Lease* lease : lost_leases) {
     std::vector<TaskRecord*> tasks = lease->in_flight;
     for (TaskRecord* task : tasks) {

@@ -43,6 +43,21 @@ def test_worker_death_names_its_cause_and_shows_the_log(die, words):
     assert skate.get(identity.remote(1)) == 1
 
 
+def test_a_lone_task_is_retried(tmp_path):
+    """The worker that died held the only lease: the next run waits for a new one, and gets it."""
+    runs = tmp_path / "runs"
+
+    @skate.remote(max_retries=2)
+    def dies_alone():
+        with open(runs, "a") as f:
+            f.write("x")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(WorkerCrashedError):
+        skate.get(dies_alone.remote(), timeout=30)
+    assert runs.read_text() == "xxx"
+
+
 def test_actor_death_names_its_cause():
     @skate.remote(num_cpus=0)
     class Doomed:
