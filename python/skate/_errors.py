@@ -230,7 +230,6 @@ _MAKERS: dict[str, Any] = {
     "out_of_memory": _plain(
         ex.OutOfMemoryError,
         "the worker was ended because the node ran out of memory",
-        "Run fewer tasks at a time (num_cpus, memory), or give the node more memory.",
     ),
     "task_cancelled": _cancelled,
     "get_timeout": _plain(ex.GetTimeoutError, "the value was not there within the time given"),

@@ -9,7 +9,7 @@ server -> daemon
     {"ready": pid, "failed": {module: error}}    preloaded; forks begin at once
     {"forked": token, "pid": pid}                the worker runs; answered before the worker does anything
     {"spawn": token, "reason": text}             forking would be wrong: start it afresh
-    {"exited": pid, "code": n, "signal": n}      one of code and signal is 0
+    {"exited": pid, "code": n, "signal": n, "peak_bytes": n}    one of code and signal is 0
 
 The server has one thread, and checks that before each fork; it has no user module, no CUDA and none of
 Skate's threads. It ends when the daemon's end of the pair hangs up. Its own death harms no worker: they are
@@ -153,14 +153,15 @@ class ForkServer:
     def _reap(self) -> None:
         while True:
             try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
+                pid, status, used = os.wait4(-1, os.WNOHANG)
             except ChildProcessError:
                 return
             if pid == 0:
                 return
             code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else 0
             number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
-            self._send({"exited": pid, "code": code, "signal": number})
+            peak_bytes = used.ru_maxrss * 1024
+            self._send({"exited": pid, "code": code, "signal": number, "peak_bytes": peak_bytes})
 
     def _send(self, message: dict[str, Any]) -> None:
         try:

@@ -1,5 +1,6 @@
 #include "node/exit_statuses.h"
 
+#include <sys/resource.h>
 #include <sys/wait.h>
 
 #include "rt/sleep.h"
@@ -15,9 +16,11 @@ void ExitStatuses::report(pid_t pid, ExitStatus status) {
 
 void ExitStatuses::reap() {
   int status = 0;
-  while (pid_t pid = ::waitpid(-1, &status, WNOHANG)) {
+  rusage used{};
+  while (pid_t pid = ::wait4(-1, &status, WNOHANG, &used)) {
     if (pid < 0) return;  // no children
     ExitStatus out;
+    out.peak_bytes = static_cast<uint64_t>(used.ru_maxrss) * 1024;
     if (WIFEXITED(status)) out.code = WEXITSTATUS(status);
     if (WIFSIGNALED(status)) out.signal = WTERMSIG(status);
     report(pid, out);

@@ -18,6 +18,7 @@ namespace skate::node {
 struct ExitStatus {
   int32_t code{};
   int32_t signal{};
+  uint64_t peak_bytes{};  ///< the most memory that it ever held
 };
 
 class ExitStatuses {

@@ -10,6 +10,7 @@
 #include <nlohmann/json.hpp>
 
 #include "node/launcher.h"
+#include "node/machine.h"
 #include "rt/sleep.h"
 
 namespace skate::node {
@@ -67,6 +68,7 @@ Result<void> ForkServer::start() {
   spec.fds = {{log.get(), 1}, {log.get(), 2}, {pair.theirs.get(), kTheirFd}};
   SKATE_TRY_ASSIGN(pid_, launch(spec));
   statuses_.expect(pid_);
+  set_oom_score(pid_, 0);  // not the daemon's, which it has inherited
   socket_ = std::move(pair.ours);
   watch_ = loop_.watch_fd(socket_.get());
   tasks_ = std::make_unique<rt::TaskGroup>(loop_);
@@ -143,8 +145,10 @@ void ForkServer::take(const std::string& text) {
     std::string reason = message.value("reason", "");
     if (unanswered_.erase(token("spawn"))) events_.spawn_instead(token("spawn"), reason);
   } else if (message.contains("exited")) {
-    statuses_.report(static_cast<pid_t>(number("exited")),
-                     {static_cast<int32_t>(number("code")), static_cast<int32_t>(number("signal"))});
+    const auto peak_bytes = static_cast<uint64_t>(std::max<int64_t>(number("peak_bytes"), 0));
+    statuses_.report(
+        static_cast<pid_t>(number("exited")),
+        {static_cast<int32_t>(number("code")), static_cast<int32_t>(number("signal")), peak_bytes});
   } else if (message.contains("ready") && message.contains("failed") && message["failed"].is_object()) {
     for (const auto& [module, error] : message["failed"].items())
       events_.warning("the fork server cannot preload " + module + ": " + error.dump());

@@ -39,7 +39,6 @@ void NodeDaemon::pump() {
   } else if (!deadlock_timer_.armed()) {
     deadlock_timer_.start_after(kDeadlockCheck);
   }
-  if (scheduler_.has_leases() && !memory_timer_.armed()) memory_timer_.start_after(std::chrono::seconds(1));
   if (scheduler_.available() != reported_available_) report_wanted_.set();
 }
 

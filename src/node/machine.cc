@@ -145,22 +145,35 @@ MemoryState memory_state() {
   return out;
 }
 
-OomCounter::OomCounter() {
+namespace {
+uint64_t oom_kills_in(const std::string& path) { return field(read_file(path), "oom_kill").value_or(0); }
+constexpr int64_t kClaimUs = 2'000'000;
+}  // namespace
+
+OomKills::OomKills() {
+  std::vector<std::string> paths{"/proc/vmstat"};
   for (const auto& directory : cgroup_directories("memory"))
     for (const char* name : {"/memory.events", "/memory.oom_control"})
-      if (access((directory + name).c_str(), R_OK) == 0) files_.push_back(directory + name);
-  last_ = read();
+      if (access((directory + name).c_str(), R_OK) == 0) paths.push_back(directory + name);
+  for (auto& path : paths) counts_.push_back({path, oom_kills_in(path)});
 }
 
-uint64_t OomCounter::read() const {
-  uint64_t sum = field(read_file("/proc/vmstat"), "oom_kill").value_or(0);
-  for (const auto& file : files_) sum += field(read_file(file), "oom_kill").value_or(0);
-  return sum;
+bool OomKills::claim(int64_t now_us) {
+  uint64_t fresh = 0;
+  for (Count& count : counts_) {
+    const uint64_t now = oom_kills_in(count.path);
+    fresh = std::max(fresh, now - std::min(now, std::exchange(count.last, now)));
+  }
+  if (now_us - counted_us_ > kClaimUs) unclaimed_ = 0;  // they were processes that nobody watches
+  if (fresh > 0) counted_us_ = now_us;
+  unclaimed_ += fresh;
+  if (unclaimed_ == 0) return false;
+  --unclaimed_;
+  return true;
 }
 
-bool OomCounter::grew() {
-  uint64_t now = read();
-  return now > std::exchange(last_, now);
+void set_oom_score(pid_t pid, int score) {
+  std::ofstream("/proc/" + std::to_string(pid) + "/oom_score_adj") << score;
 }
 
 std::optional<ProcessMemory> memory_of(pid_t pid) {

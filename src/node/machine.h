@@ -26,18 +26,25 @@ struct MemoryState {
 };
 MemoryState memory_state();
 
-/// Sum of the kernel's counts of processes killed for memory: in our cgroup, and in the whole machine.
-class OomCounter {
+/// Tells whose SIGKILL was the kernel's, for want of memory: as many deaths as it counts kills, in our cgroup
+/// or in the whole machine, and only shortly after they were counted.
+class OomKills {
  public:
-  OomCounter();
-  uint64_t read() const;
-  /// True, once, when the count has grown since the last call.
-  bool grew();
+  OomKills();
+  /// True when a kill is left that no death has claimed yet.
+  bool claim(int64_t now_us);
 
  private:
-  std::vector<std::string> files_;  ///< memory.events, memory.oom_control
-  uint64_t last_;
+  struct Count {
+    std::string path;  ///< memory.events, memory.oom_control or vmstat: each counts the same kill
+    uint64_t last{};
+  };
+  std::vector<Count> counts_;
+  uint64_t unclaimed_ = 0;
+  int64_t counted_us_ = 0;
 };
+/// From 1000 (the kernel ends this one first) to -1000 (never). Silently less where it is not allowed.
+void set_oom_score(pid_t pid, int score);
 
 struct ProcessMemory {
   uint64_t resident_bytes{};

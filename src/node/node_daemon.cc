@@ -16,9 +16,6 @@ namespace skate::node {
 
 namespace {
 constexpr double kStoreShare = 0.3;
-constexpr double kPressureShare = 0.1;  // below this much available, memory is looked at closely
-constexpr rt::Duration kMemoryLook = std::chrono::seconds(1);
-constexpr rt::Duration kMemoryCloseLook = std::chrono::milliseconds(100);
 constexpr rt::Duration kEndTimeout = std::chrono::milliseconds(1500);
 
 /// How many there may be now.
@@ -68,7 +65,6 @@ NodeDaemon::NodeDaemon(rt::Loop& loop, NodeOptions options, ObjectStoreFactory m
       by_link_(rpc::kLinksMax),
       pump_timer_(loop, [this] { pump_later(); }),
       deadlock_timer_(loop, [this] { report_deadlocks(); }),
-      memory_timer_(loop, [this] { look_at_memory(); }),
       tasks_(loop) {}
 
 NodeDaemon::~NodeDaemon() { tasks_.stop(); }
@@ -217,36 +213,37 @@ rt::Task<void> NodeDaemon::shut_down() {
   }
 }
 
-/// Only while something runs; closely only under pressure. An idle daemon does not wake.
-void NodeDaemon::look_at_memory() {
-  MemoryState memory = memory_state();
-  bool pressure =
-      static_cast<double>(memory.available_bytes) < static_cast<double>(memory.limit_bytes) * kPressureShare;
-  if (pressure)
-    for (auto& [number, process] : processes_)
-      if (auto used = memory_of(process->pid)) process->resident_bytes = used->resident_bytes;
-  if (scheduler_.has_leases()) memory_timer_.start_after(pressure ? kMemoryCloseLook : kMemoryLook);
-}
-
-std::string NodeDaemon::memory_table() const {
-  std::vector<const Process*> order;
-  for (const auto& [number, process] : processes_)
-    if (process->resident_bytes > 0) order.push_back(process.get());
-  std::sort(order.begin(), order.end(),
-            [](const Process* a, const Process* b) { return a->resident_bytes > b->resident_bytes; });
+/// Who used what when memory ran out: the dead at its peak, the others now.
+std::string NodeDaemon::memory_table(const Process& dead, uint64_t peak_bytes) const {
+  std::vector<std::pair<uint64_t, std::string>> rows;
+  auto add = [&](uint64_t bytes, pid_t pid, std::string_view what) {
+    rows.emplace_back(bytes, "pid " + std::to_string(pid) + "  " + std::string(what));
+  };
+  for (const auto& [number, process] : processes_) {
+    std::string what = process->kind == wire::ProcessKind::kDriver ? "driver" : "idle worker";
+    if (process->link) {
+      const char* source = segment_->slot(process->slot).source;
+      if (source[0] != '\0') what.assign(source, ::strnlen(source, sizeof(rpc::ProcessSlot::source)));
+    }
+    if (process.get() == &dead) {
+      add(peak_bytes, dead.pid, what + ", which was killed");
+    } else if (auto used = memory_of(process->pid)) {
+      add(used->private_bytes, process->pid, what);
+    }
+  }
+  struct stat arena {};
+  constexpr uint64_t kStatBlockBytes = 512;
+  if (::fstat(store_->data_fd(), &arena) == 0)
+    rows.emplace_back(static_cast<uint64_t>(arena.st_blocks) * kStatBlockBytes, "object store");
+  if (auto used = memory_of(::getpid())) add(used->private_bytes, ::getpid(), "node daemon");
+  std::sort(rows.rbegin(), rows.rend());
   MemoryState memory = memory_state();
   std::string out = "Memory: " + human_bytes(memory.limit_bytes) + " in all, " +
-                    human_bytes(memory.available_bytes) + " available now. Used at the last look:\n";
+                    human_bytes(memory.available_bytes) + " available now that it is gone. Used:\n";
   constexpr size_t kRowsMax = 10;
-  for (size_t i = 0; i < std::min(order.size(), kRowsMax); ++i) {
-    const Process& process = *order[i];
-    std::string what = process.kind == wire::ProcessKind::kDriver ? "driver" : "worker";
-    if (process.link && segment_->slot(process.slot).source[0] != '\0')
-      what = std::string(segment_->slot(process.slot).source,
-                         ::strnlen(segment_->slot(process.slot).source, 64));
-    out += "  " + human_bytes(process.resident_bytes) + "  pid " + std::to_string(process.pid) + "  " + what +
-           "\n";
-  }
+  for (size_t i = 0; i < std::min(rows.size(), kRowsMax); ++i)
+    out += "  " + human_bytes(rows[i].first) + "  " + rows[i].second + "\n";
+  if (rows.size() > kRowsMax) out += "  and " + std::to_string(rows.size() - kRowsMax) + " smaller ones\n";
   return out;
 }
 

@@ -135,7 +135,6 @@ class NodeDaemon {
   // node_daemon.cc: the rest
   rt::Task<void> signal_loop();
   rt::Task<void> watch_starter();
-  void look_at_memory();
   rt::Task<void> announce();
   rt::Task<void> shut_down();
   Process* find(ProcessNumber number);
@@ -146,7 +145,7 @@ class NodeDaemon {
   /// Into the daemon's log, and to the driver of the job that `process` works for.
   void warn_job_of(const Process* process, const std::string& text);
   Scheduler make_scheduler();
-  std::string memory_table() const;
+  std::string memory_table(const Process& dead, uint64_t peak_bytes) const;
 
   rt::Loop& loop_;
   NodeOptions options_;
@@ -161,7 +160,7 @@ class NodeDaemon {
   uint64_t descriptors_max_ = 0;
   Scheduler scheduler_;
   ExitStatuses statuses_;
-  OomCounter oom_;
+  OomKills oom_kills_;
   UniqueFd listener_;
   UniqueFd event_fd_;
   uint32_t slot_ = 0;
@@ -194,7 +193,6 @@ class NodeDaemon {
   std::unique_ptr<rpc::Client> control_;
   rt::Timer pump_timer_;
   rt::Timer deadlock_timer_;  ///< armed while somebody waits
-  rt::Timer memory_timer_;    ///< armed while a lease is held
   std::unique_ptr<ForkServer> fork_server_;
   std::unique_ptr<rt::SignalSet> signals_;
   rt::TaskGroup tasks_;

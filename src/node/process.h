@@ -43,7 +43,6 @@ struct Process {
   std::pair<UniqueFd, UniqueFd> stdio;  ///< the worker's ends, until it runs
   std::optional<wire::Death> cause;     ///< known before its end: who ended it, and why
   bool declined_exit{};                 ///< since it was last asked
-  uint64_t resident_bytes{};            ///< at the last look of the memory guard
   // of an actor's worker
   uint64_t actor_number{};  ///< 0: none
 };

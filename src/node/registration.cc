@@ -14,6 +14,7 @@ namespace skate::node {
 namespace {
 constexpr rt::Duration kHelloTimeout = std::chrono::seconds(10);
 constexpr rt::Duration kRefusedHelloTimeout = std::chrono::seconds(1);
+constexpr int kWorkerOomScore = 1000;  // rather a worker than a driver or a daemon
 constexpr rt::Duration kAcceptPause = std::chrono::milliseconds(100);
 
 UniqueFd reserve_descriptor() { return UniqueFd(::open("/dev/null", O_RDONLY | O_CLOEXEC)); }
@@ -227,6 +228,7 @@ void NodeDaemon::attach_pid(Process& process, pid_t pid, rt::ProcessWatch watch)
 /// False when the worker has ended, or had to be ended because nothing could tell us of its end.
 bool NodeDaemon::attach_worker(Process& process, pid_t pid) {
   if (process.pid > 0) return true;  // by its Hello, which came before the fork server's word
+  set_oom_score(pid, kWorkerOomScore);
   statuses_.expect(pid);
   Result<rt::ProcessWatch> watch = rt::ProcessWatch::open(pid);
   if (watch) {

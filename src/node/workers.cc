@@ -246,10 +246,11 @@ wire::Death NodeDaemon::cause_of(Process& process, std::optional<ExitStatus> sta
   who += " (pid " + std::to_string(process.pid) + ")";
   if (process.cause) {
     death = *process.cause;
-  } else if (status && status->signal == SIGKILL && oom_.grew()) {
+  } else if (status && status->signal == SIGKILL && oom_kills_.claim(now_us())) {
     death.kind = wire::DeathKind::kOutOfMemory;
     death.message =
-        who + " was killed by the kernel because memory ran out.\n" + memory_table() +
+        who + " was killed by the kernel because memory ran out.\n" +
+        memory_table(process, status->peak_bytes) +
         "Use less memory per task, ask for it with `memory=`, or run fewer tasks at once with `num_cpus=`.";
   } else if (status && status->signal != 0) {
     death.kind = wire::DeathKind::kSignalled;

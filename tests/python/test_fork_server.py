@@ -100,7 +100,9 @@ class Server:
             message = self.receive()
             assert "exited" in message
             self.exits[message["exited"]] = message
-        return self.exits.pop(pid)
+        report = self.exits.pop(pid)
+        assert report.pop("peak_bytes") > 1 << 20, "an interpreter has held more than that"
+        return report
 
     def run(self, token: int = 1, **fields) -> tuple[dict, bytes, bytes]:
         out_read, out_write = os.pipe()

@@ -146,7 +146,6 @@ class Scheduler {
   std::vector<ProcessNumber> leased_workers() const;  ///< actors' included
   std::vector<Wait> waits() const;
   std::optional<std::pair<ProcessNumber, LeaseNumber>> lease_of(ProcessNumber worker) const;
-  bool has_leases() const { return !leases_.empty(); }
   ProcessNumber worker_of(LeaseNumber lease) const;  ///< 0: no such lease
   bool is_idle() const;                              ///< no lease, no demand, no actor: the books are whole
   std::string check() const;                         ///< empty, or which invariant does not hold; for tests
