@@ -71,6 +71,8 @@ PyObject* py_next_log_batch(PyObject*, PyObject* args);
 struct RefObject {
   PyObject_HEAD Entry* entry;  ///< one handle; null for nil and stray refs
   uint64_t epoch;
+  uint32_t wait_mark;  ///< of the last wait() that saw it
+  bool alone;  ///< the only ref of its entry when it was made: two that are alone are never of one entry
   ObjectId id;
   PyObject* weakrefs;
 };

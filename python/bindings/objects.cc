@@ -1,5 +1,6 @@
 // put, get, wait, and values between Python and the runtime.
 #include <algorithm>
+#include <boost/unordered/unordered_flat_set.hpp>
 #include <cmath>
 
 #include "bindings/bindings.h"
@@ -319,67 +320,90 @@ PyObject* py_get(PyObject*, PyObject* const* args, Py_ssize_t count) {
   return out.release();
 }
 
+namespace {
+bool names_one_twice(PyObject* list) {
+  boost::unordered_flat_set<Entry*> seen(static_cast<size_t>(PyList_GET_SIZE(list)));
+  for (Py_ssize_t i = 0; i < PyList_GET_SIZE(list); ++i)
+    if (!seen.insert(reinterpret_cast<RefObject*>(PyList_GET_ITEM(list, i))->entry).second) return true;
+  return false;
+}
+}  // namespace
+
 PyObject* py_wait(PyObject*, PyObject* const* args, Py_ssize_t count) {
   if (count != 4)
     return PyErr_Format(PyExc_TypeError, "wait takes refs, num_returns, timeout and fetch_local");
-  Runtime* runtime = require_runtime();
-  if (runtime == nullptr) return nullptr;
   if (!PyList_Check(args[0])) return PyErr_Format(PyExc_TypeError, "wait takes a list of ObjectRefs");
-  Py_ssize_t size = PyList_GET_SIZE(args[0]);
+  PyObject* list = args[0];
+  Object hold;
+  const Py_ssize_t size = PyList_GET_SIZE(list);
   Py_ssize_t wanted = PyLong_AsSsize_t(args[1]);
   if (wanted == -1 && PyErr_Occurred() != nullptr) return nullptr;
-  // A number for this call marks what it has seen: duplicates are found in one pass, under the GIL.
-  static uint32_t mark = 0;
-  if (++mark == 0) ++mark;
-  const uint32_t my_mark = mark;
-  std::vector<Entry*> entries(static_cast<size_t>(size));
-  size_t ready = 0;
-  for (Py_ssize_t i = 0; i < size; ++i) {
-    PyObject* item = PyList_GET_ITEM(args[0], i);
-    if (!is_ref(item))
-      return PyErr_Format(PyExc_TypeError, "wait takes ObjectRefs; element %zd is a %s", i,
-                          Py_TYPE(item)->tp_name);
-    Entry* entry = entry_of(item);
-    if (entry == nullptr) return nullptr;
-    if (entry->wait_mark == my_mark) {
-      PyErr_SetString(PyExc_ValueError, "wait takes each ObjectRef once; the list holds one of them twice");
-      return nullptr;
-    }
-    entry->wait_mark = my_mark;
-    entries[static_cast<size_t>(i)] = entry;
-    ready += entry->ready();
-  }
+  if (size == 0) return Py_BuildValue("([][])");
   if (wanted <= 0 || wanted > size)
     return PyErr_Format(PyExc_ValueError, "num_returns must be from 1 to the number of refs (%zd), not %zd",
                         size, wanted);
+  Runtime* runtime = require_runtime();
+  if (runtime == nullptr) return nullptr;
+  // A number for this call marks the refs that it has seen, under the GIL: this finds one that is there
+  // twice, and the look at their entries is needed only for what may be two refs of one object.
+  static uint32_t mark = 0;
+  if (++mark == 0) ++mark;
+  const uint64_t epoch = connection_epoch();
+  Py_ssize_t ready = 0;
+  Py_ssize_t looked = 0;  // up to here all is known that a satisfied wait needs
+  bool twice = false, alone = true;
+  for (Py_ssize_t i = 0; i < size; ++i) {
+    PyObject* item = PyList_GET_ITEM(list, i);
+    if (!is_ref(item))
+      return PyErr_Format(PyExc_TypeError, "wait takes ObjectRefs; element %zd is a %s", i,
+                          Py_TYPE(item)->tp_name);
+    auto* ref = reinterpret_cast<RefObject*>(item);
+    if ((ref->epoch != epoch || ref->entry == nullptr) && entry_of(item) == nullptr) return nullptr;
+    twice |= ref->wait_mark == mark;
+    alone &= ref->alone;
+    ref->wait_mark = mark;
+    if (ready < wanted) {
+      ready += ref->entry->ready();
+      looked = i + 1;
+    }
+  }
+  if (!alone && !twice) twice = names_one_twice(list);
+  if (twice) {
+    PyErr_SetString(PyExc_ValueError, "wait takes each ObjectRef once; the list holds one of them twice");
+    return nullptr;
+  }
   bool failed;
   Clock::time_point until = deadline_of(args[2], &failed);
   if (failed) return nullptr;
-  if (ready < static_cast<size_t>(wanted)) {
-    Object hold(PySequence_List(args[0]));  // the caller's list may change while the GIL is released
+  if (ready < wanted) {
+    looked = size;
+    hold = Object(PySequence_List(list));  // the caller's list may change while the GIL is released
     if (!hold) return nullptr;
+    list = hold.get();
+    std::vector<Entry*> entries(static_cast<size_t>(size));
+    for (Py_ssize_t i = 0; i < size; ++i)
+      entries[static_cast<size_t>(i)] = reinterpret_cast<RefObject*>(PyList_GET_ITEM(list, i))->entry;
     bool timed_out;
     if (!wait_for(*runtime, entries, static_cast<size_t>(wanted), until, &timed_out)) return nullptr;
   }
-  if (PyList_GET_SIZE(args[0]) != size) {
+  std::vector<Py_ssize_t> chosen;
+  chosen.reserve(static_cast<size_t>(wanted));
+  for (Py_ssize_t i = 0; i < looked && static_cast<Py_ssize_t>(chosen.size()) < wanted; ++i)
+    if (reinterpret_cast<RefObject*>(PyList_GET_ITEM(list, i))->entry->ready()) chosen.push_back(i);
+  const auto found = static_cast<Py_ssize_t>(chosen.size());
+  Object done(PyList_New(found)), rest(PyList_New(size - found));
+  if (!done || !rest) return nullptr;
+  if (PyList_GET_SIZE(list) != size) {  // a destructor that ran just now did that
     PyErr_SetString(PyExc_RuntimeError, "the list of refs changed while wait ran");
     return nullptr;
   }
-  std::vector<bool> chosen(static_cast<size_t>(size));
-  Py_ssize_t found = 0;
-  for (Py_ssize_t i = 0; i < size && found < wanted; ++i) {
-    chosen[static_cast<size_t>(i)] = entries[static_cast<size_t>(i)]->ready();
-    found += chosen[static_cast<size_t>(i)];
-  }
-  Object done(PyList_New(found)), rest(PyList_New(size - found));
-  if (!done || !rest) return nullptr;
-  Py_ssize_t d = 0, r = 0;
-  for (Py_ssize_t i = 0; i < size; ++i) {
-    PyObject* item = Py_NewRef(PyList_GET_ITEM(args[0], i));
-    if (chosen[static_cast<size_t>(i)])
-      PyList_SET_ITEM(done.get(), d++, item);
-    else
-      PyList_SET_ITEM(rest.get(), r++, item);
+  Py_ssize_t begin = 0;
+  for (Py_ssize_t d = 0; d <= found; ++d) {
+    const Py_ssize_t end = d < found ? chosen[static_cast<size_t>(d)] : size;
+    for (Py_ssize_t i = begin; i < end; ++i)
+      PyList_SET_ITEM(rest.get(), i - d, Py_NewRef(PyList_GET_ITEM(list, i)));
+    if (d < found) PyList_SET_ITEM(done.get(), d, Py_NewRef(PyList_GET_ITEM(list, end)));
+    begin = end + 1;
   }
   return Py_BuildValue("(NN)", done.release(), rest.release());
 }

@@ -220,6 +220,7 @@ PyObject* new_ref(Entry* entry) {
     return nullptr;
   }
   self->entry = entry;
+  self->alone = entry->handles.load(std::memory_order_relaxed) <= 1;
   self->id = entry->id;
   return reinterpret_cast<PyObject*>(self);
 }

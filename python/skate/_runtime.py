@@ -404,29 +404,26 @@ def wait(
     """
     if async_actor:
         _warn_of_blocking()
-    if not isinstance(waitables, list):
+    if timeout is not None and timeout < 0:
+        raise ValueError(f"timeout cannot be negative, but is {timeout}")
+    try:
+        return _skate.wait(waitables, num_returns, timeout, fetch_local)
+    except TypeError:
+        # The native wait looks at all types before it waits, and knows lists of refs only.
+        if isinstance(waitables, list):
+            if any(type(item) is ObjectRefGenerator for item in waitables):
+                return _wait_mixed(waitables, num_returns, timeout, fetch_local)
+            raise
         single = isinstance(waitables, (ObjectRef, ObjectRefGenerator))
         raise TypeError(
             f"wait takes a list of refs, not {'one alone' if single else type(waitables).__name__}: "
             f"pass {'[ref]' if single else 'a list'}"
-        )
-    if timeout is not None and timeout < 0:
-        raise ValueError(f"timeout cannot be negative, but is {timeout}")
-    if not waitables:
-        return [], []
-    if num_returns <= 0:
-        raise ValueError(f"num_returns must be positive, not {num_returns}")
-    if num_returns > len(waitables):
-        raise ValueError(f"num_returns is {num_returns}, but only {len(waitables)} refs were given")
-    if not _skate.is_connected():
+        ) from None
+    except RuntimeError:
+        if _skate.is_connected():
+            raise
         ensure_connected()
-    try:
-        return _skate.wait(waitables, int(num_returns), timeout, fetch_local)
-    except TypeError:
-        # The native wait looks at all types before it waits, and knows refs only.
-        if any(type(item) is ObjectRefGenerator for item in waitables):
-            return _wait_mixed(waitables, num_returns, timeout, fetch_local)
-        raise
+        return wait(waitables, num_returns=num_returns, timeout=timeout, fetch_local=fetch_local)
 
 
 def _wait_mixed(
@@ -437,6 +434,10 @@ def _wait_mixed(
 
     if len({id(item) if type(item) is ObjectRefGenerator else item for item in waitables}) < len(waitables):
         raise ValueError("wait takes each ref once only")
+    if not 0 < num_returns <= len(waitables):
+        raise ValueError(
+            f"num_returns must be from 1 to the number of refs ({len(waitables)}), not {num_returns}"
+        )
     lock = threading.Lock()
     enough = threading.Event()
     ready: set[int] = set()

@@ -13,7 +13,7 @@ The native side calls these Python hooks (see their docstrings for the exact con
 
 import asyncio
 import concurrent.futures
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from typing import Any, Generic, TypedDict, TypeVar
 
 from skate._ids import JobID, TaskID
@@ -154,9 +154,9 @@ def get(refs: Any, timeout: float | None) -> Any:
     """One value for an ObjectRef, a list for a list. TypeError names an element that is no ref."""
 
 def wait(
-    refs: list[ObjectRef[Any]], num_returns: int, timeout: float | None, fetch_local: bool
+    refs: Sequence[ObjectRef[Any]], num_returns: int, timeout: float | None, fetch_local: bool
 ) -> tuple[list[ObjectRef[Any]], list[ObjectRef[Any]]]:
-    """At most num_returns ready ones, then the others, each in the order given."""
+    """At most num_returns ready ones, then the others, each in the order given. TypeError unless a list."""
 
 class StreamCore:
     """The consumer's end of a streaming generator."""

@@ -132,7 +132,7 @@ def _new_loop() -> asyncio.AbstractEventLoop:
 
     from skate import _skate
 
-    class Selector(selectors.DefaultSelector):  # type: ignore[misc, valid-type]
+    class Selector(selectors.DefaultSelector):
         def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
             if timeout is None or timeout > 0:
                 _skate.look(timeout)

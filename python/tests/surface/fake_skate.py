@@ -137,8 +137,12 @@ def get(refs, timeout):
 
 
 def wait(refs, num_returns, timeout, fetch_local):
-    if not all(isinstance(ref, ObjectRef) for ref in refs):
+    if not isinstance(refs, list) or not all(isinstance(ref, ObjectRef) for ref in refs):
         raise TypeError("refs only")
+    if not refs:
+        return [], []
+    if not 0 < num_returns <= len(refs):
+        raise ValueError("num_returns")
     enough, ready = threading.Event(), []
 
     def note(ref):

@@ -53,7 +53,6 @@ struct Entry {
   bool asked = false;           ///< GetObject is under way
   bool in_local_store = false;  ///< this process must erase it from the store at the end (owned)
   bool keeps_actor = false;     ///< the handle count of an actor; end of it ends the actor
-  uint32_t wait_mark = 0;       ///< of the last wait() that saw it: finds duplicates (under the GIL)
   uint64_t size_bytes = 0;
   BlobPtr value;
   TaskRecord* task = nullptr;                      ///< makes it, while that is to come

@@ -107,6 +107,17 @@ def test_duplicates_are_refused():
         ray.wait([ref, ref])
 
 
+def test_two_refs_of_one_object_are_duplicates():
+    inner = ray.put(1)
+    [again] = ray.get(ray.put([inner]))
+    other = ray.put(2)
+    assert again is not inner
+    for refs in ([inner, other, again], [again, other, inner]):
+        with pytest.raises(ValueError):
+            ray.wait(refs)
+    assert ray.wait([other, again]) == ([other], [again])
+
+
 def test_a_single_ref_is_refused():
     with pytest.raises(TypeError):
         ray.wait(ray.put(1))
