@@ -236,8 +236,16 @@ def parse():
     return o
 
 
+def compile_skate():
+    """What pip does when it installs a wheel, and has done for Ray; here the package lies in its source tree."""
+    where = [skate_python(), "-c", "import skate; print(skate.__path__[0])"]
+    package = subprocess.run(where, capture_output=True, check=True, text=True).stdout.strip()
+    subprocess.run([skate_python(), "-m", "compileall", "-q", package], check=True)
+
+
 def main():
     options = parse()
+    compile_skate()
     if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
         print("cannot become a subreaper: time of orphans is not counted", file=sys.stderr)
     start = time.monotonic()
