@@ -1,6 +1,7 @@
 #include "bin/arena_store.h"
 
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -11,6 +12,7 @@
 #include "rt/sleep.h"
 #include "store/arena.h"
 #include "store/spill.h"
+#include "wire/value.h"
 
 namespace skate::bin {
 namespace {
@@ -29,8 +31,13 @@ uint64_t now_ms(const rt::Loop& loop) {
 /// Spills one batch at a time, so that two who want room do not pick for each other's need twice.
 class ArenaStore final : public node::ObjectStore {
  public:
-  ArenaStore(rt::Loop& loop, std::unique_ptr<store::Arena> arena, std::unique_ptr<store::Spill> spill)
-      : loop_(loop), arena_(std::move(arena)), spill_(std::move(spill)), pool_(1) {}
+  ArenaStore(rt::Loop& loop, std::unique_ptr<store::Arena> arena, std::unique_ptr<store::Spill> spill,
+             store::Client reader)
+      : loop_(loop),
+        arena_(std::move(arena)),
+        spill_(std::move(spill)),
+        reader_(std::move(reader)),
+        pool_(1) {}
 
   int index_fd() const override { return arena_->index_fd(); }
   int data_fd() const override { return arena_->data_fd(); }
@@ -113,6 +120,37 @@ class ArenaStore final : public node::ObjectStore {
     }
   }
 
+  std::vector<ObjectId> objects() override {
+    std::vector<ObjectId> out;
+    uint32_t cursor = 0;
+    do {
+      for (const store::StoredObject& object : arena_->list(&cursor))
+        if (object.info.state != store::ObjectState::kCreating) out.push_back(object.id);
+    } while (cursor != 0);
+    return out;
+  }
+  std::optional<wire::KeptObject> look(const ObjectId& id) override {
+    wire::KeptObject out;
+    out.id = id;
+    out.stored = true;
+    if (std::optional<store::View> view = reader_.get(id)) {
+      out.size_bytes = view->size();
+      Result<wire::ValueView> value = wire::parse_value(view->span());
+      if (!value) return out;  // readers will find out
+      out.is_error = value->is_error();
+      out.contained.reserve(value->ref_count());
+      for (uint32_t i = 0; i < value->ref_count(); ++i) {
+        const wire::ValueRef ref = value->ref(i);
+        out.contained.emplace_back(ref.id, value->owner(ref.owner));
+      }
+      return out;
+    }
+    const store::ObjectInfo info = arena_->info(id);
+    if (info.state != store::ObjectState::kSpilled) return std::nullopt;
+    out.size_bytes = info.bytes;
+    return out;
+  }
+
  private:
   rt::Task<Result<void>> restore_one(ObjectId id) {
     Result<store::RestoreTarget> target = arena_->begin_restore(id);
@@ -147,6 +185,7 @@ class ArenaStore final : public node::ObjectStore {
   rt::Loop& loop_;
   std::unique_ptr<store::Arena> arena_;
   std::unique_ptr<store::Spill> spill_;
+  store::Client reader_;  // the daemon's own: looks into values
   std::vector<uint32_t> unrecovered_;
   bool spilling_ = false;
   rt::WaitList spilled_;
@@ -164,8 +203,10 @@ Result<std::unique_ptr<node::ObjectStore>> make_arena_store(rt::Loop& loop, node
   store::SpillOptions spill_options;
   spill_options.directory = options.spill_dir;
   SKATE_TRY_ASSIGN(std::unique_ptr<store::Spill> spill, store::Spill::open(spill_options));
+  SKATE_TRY_ASSIGN(uint32_t slot, arena->attach_client(::getpid()));
+  SKATE_TRY_ASSIGN(store::Client reader, store::Client::open(arena->index_fd(), arena->data_fd(), slot));
   return std::unique_ptr<node::ObjectStore>(
-      std::make_unique<ArenaStore>(loop, std::move(arena), std::move(spill)));
+      std::make_unique<ArenaStore>(loop, std::move(arena), std::move(spill), std::move(reader)));
 }
 
 }  // namespace skate::bin

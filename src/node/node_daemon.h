@@ -13,6 +13,7 @@
 #include <string>
 #include <unordered_map>
 
+#include "node/adoption/adopted_objects.h"
 #include "node/exit_statuses.h"
 #include "node/fork_server.h"
 #include "node/link_table.h"
@@ -30,10 +31,10 @@
 
 namespace skate::node {
 
-class NodeDaemon {
+class NodeDaemon : private AdoptionEffects {
  public:
   NodeDaemon(rt::Loop& loop, NodeOptions options, ObjectStoreFactory make_store);
-  ~NodeDaemon();
+  ~NodeDaemon() override;
 
   /// Makes everything and begins to serve. On an error nothing is left behind.
   Result<void> start();
@@ -106,6 +107,17 @@ class NodeDaemon {
   rt::Task<void> make_space(ProcessNumber number, wire::StoreSpace request);
   rt::Task<void> restore(ProcessNumber number, wire::RestoreObjects request);
 
+  // adopting.cc: objects whose owner has ended
+  void claim_objects(Process& process, const wire::ClaimObjects& request);
+  void hand_over(Process& process, wire::HandOver request);
+  void adopt_what_it_owned(const Process& process);
+  void after_adoption();
+  void tell_holds();
+  void hold(ProcessNumber owner, const ObjectId& id) override { holds_.push_back({owner, true, id}); }
+  void unhold(ProcessNumber owner, const ObjectId& id) override { holds_.push_back({owner, false, id}); }
+  void erase_stored(const ObjectId& id) override { store_->erase({id}); }
+  std::optional<wire::KeptObject> look(const ObjectId& id) override { return store_->look(id); }
+
   // grants.cc: the scheduler's decisions
   void pump();
   void pump_later() { work_to_do_.set(); }
@@ -169,6 +181,13 @@ class NodeDaemon {
   std::unordered_map<WorkerId, wire::Death> dead_;  ///< the last kDeadKept, for who asks too late
   std::deque<WorkerId> dead_order_;
   std::vector<ProcessNumber> by_link_;  ///< of daemon links, by index; 0: not one
+  AdoptedObjects adopted_{*this};
+  struct Hold {
+    ProcessNumber owner;
+    bool more;
+    ObjectId id;
+  };
+  std::vector<Hold> holds_;  ///< to be told, in order
   std::map<JobId, Job> jobs_;
   std::map<uint64_t, Actor> actors_;  ///< by the number that the scheduler knows
   uint64_t last_actor_ = 0;

@@ -224,6 +224,8 @@ class NoStore final : public ObjectStore {
     co_return out;
   }
   void erase(const std::vector<ObjectId>&) override {}
+  std::vector<ObjectId> objects() override { return {}; }
+  std::optional<wire::KeptObject> look(const ObjectId&) override { return std::nullopt; }
 
  private:
   UniqueFd fd_{::memfd_create("no-store", MFD_CLOEXEC)};

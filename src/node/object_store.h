@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -14,6 +15,7 @@
 #include "base/result.h"
 #include "rt/loop.h"
 #include "rt/task.h"
+#include "wire/node_messages.h"
 
 namespace skate::node {
 
@@ -36,6 +38,10 @@ class ObjectStore {
   };
   virtual rt::Task<Restored> restore(std::vector<ObjectId> objects) = 0;
   virtual void erase(const std::vector<ObjectId>& objects) = 0;
+  /// All that is sealed, in memory or on disk.
+  virtual std::vector<ObjectId> objects() = 0;
+  /// Such an object's size, and what its value says of itself; of one on disk that is nothing.
+  virtual std::optional<wire::KeptObject> look(const ObjectId& id) = 0;
 };
 
 struct StoreOptions {

@@ -40,9 +40,11 @@ struct Process {
       links;  ///< by peer; this process is side 0 where the peer's number is larger
   bool log_to_driver{};
   std::unique_ptr<WorkerLog> log;
-  std::pair<UniqueFd, UniqueFd> stdio;  ///< the worker's ends, until it runs
-  std::optional<wire::Death> cause;     ///< known before its end: who ended it, and why
-  bool declined_exit{};                 ///< since it was last asked
+  std::pair<UniqueFd, UniqueFd> stdio;       ///< the worker's ends, until it runs
+  std::optional<wire::Death> cause;          ///< known before its end: who ended it, and why
+  bool declined_exit{};                      ///< since it was last asked
+  std::vector<ProcessNumber> refused_later;  ///< asked for a link while it was ending
+  uint64_t first_sequence{};                 ///< of its tasks
   // of an actor's worker
   uint64_t actor_number{};  ///< 0: none
 };

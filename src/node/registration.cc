@@ -215,6 +215,9 @@ Result<void> NodeDaemon::equip(Process& process, pid_t pid) {
   process.link = std::make_unique<rpc::Link>(*segment_, *link, 0, *slot);
   by_link_[*link] = process.number;
   by_id_[process.id] = process.number;
+  do secure_random_bytes(reinterpret_cast<uint8_t*>(&process.first_sequence), sizeof process.first_sequence);
+  while (!adopted_.sequences_free(process.first_sequence));
+  adopted_.process_came(process.number, process.id, process.first_sequence);
   return {};
 }
 
@@ -271,6 +274,7 @@ wire::Welcome NodeDaemon::welcome_for(const Process& process) {
   out.node_ip = options_.node_ip;
   out.control_address = options_.control_address;
   out.node_resources = scheduler_.total();
+  out.first_sequence = process.first_sequence;
   return out;
 }
 

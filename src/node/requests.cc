@@ -156,7 +156,26 @@ void NodeDaemon::handle(Process& process, uint16_t type, std::span<const uint8_t
     }
     case wire::MessageType::kEraseObjects: {
       wire::EraseObjects message;
-      if (parse(process, body, message)) store_->erase(message.objects);
+      if (!parse(process, body, message)) return;
+      std::erase_if(message.objects, [&](const ObjectId& id) { return adopted_.adopted(id); });
+      store_->erase(message.objects);
+      return;
+    }
+    case wire::MessageType::kClaimObjects: {
+      wire::ClaimObjects message;
+      if (parse(process, body, message)) claim_objects(process, message);
+      return;
+    }
+    case wire::MessageType::kReleaseObjects: {
+      wire::ReleaseObjects message;
+      if (!parse(process, body, message)) return;
+      adopted_.release(process.number, message.objects);
+      after_adoption();
+      return;
+    }
+    case wire::MessageType::kHandOver: {
+      wire::HandOver message;
+      if (parse(process, body, message)) hand_over(process, std::move(message));
       return;
     }
     case wire::MessageType::kProcessExiting: {
@@ -196,6 +215,9 @@ void NodeDaemon::open_link(Process& process, const wire::Address& address) {
   } else if (Process* peer = find(address.worker); peer && peer->link && !peer->ending && peer != &process) {
     if (connect(process, *peer)) return;
     cause.message = "all links of the node are in use (" + std::to_string(rpc::kLinksMax) + ")";
+  } else if (peer && peer->ending && peer != &process) {
+    peer->refused_later.push_back(process.number);  // its cause is not known yet, nor what it leaves
+    return;
   } else if (auto dead = dead_.find(address.worker); dead != dead_.end()) {
     cause = dead->second;
   } else {

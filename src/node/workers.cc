@@ -287,6 +287,10 @@ void NodeDaemon::bury(Process& process, const wire::Death& death) {
     dead_.erase(dead_order_.front());
     dead_order_.pop_front();
   }
+  adopt_what_it_owned(process);  // before anybody is told, and drops what it held
+  for (ProcessNumber asker : process.refused_later)
+    if (Process* other = find(asker))
+      tell(*other, wire::MessageType::kLinkRefused, wire::LinkRefused{address, death});
   for (const auto& [peer_number, link] : process.links) {
     Process* peer = find(peer_number);
     if (peer == nullptr) continue;

@@ -33,6 +33,9 @@ enum class MessageType : uint16_t {
   kProcessExiting,
   kExitDeclined,  ///< empty body: an idle worker that owns something stays (answer to Exit with force off)
   kWake,          ///< empty body: a blocked worker has set or cleared its flag while CPUs are wanted
+  kClaimObjects,
+  kReleaseObjects,
+  kHandOver,
   // daemon -> process
   kLeaseGrant = 64,
   kLeaseRecall,
@@ -48,6 +51,10 @@ enum class MessageType : uint16_t {
   kObjectsRestored,
   kLogLines,
   kConnectFailed,
+  kObjectsClaimed,
+  kHoldObjects,
+  kUnholdObjects,
+  kHandedOver,
   // 256 and above: records between workers (wire/records.h)
 };
 
@@ -82,7 +89,10 @@ struct Welcome {
   std::string node_ip;
   std::string control_address;
   Resources node_resources;
+  uint64_t first_sequence{};  ///< of this process's tasks: the kSequencesMax from it on are nobody else's
 };
+/// How many tasks a process may number. What is in an id then tells the owner of what it names.
+inline constexpr uint64_t kSequencesMax = uint64_t{1} << 40;
 
 struct LeaseShape {
   JobId job;
@@ -219,6 +229,51 @@ struct ObjectsRestored {
 /// Objects that were spilled and are no longer referenced (those in memory are erased by the owner itself).
 struct EraseObjects {
   std::vector<ObjectId> objects;
+};
+
+// What a process owned when it ended (src/node/adoption). Refs keep naming their first owner: who learns that
+// it has ended asks the daemon of its node instead.
+
+/// An object that the daemon owns now, or shall own.
+struct KeptObject {
+  ObjectId id;
+  bool stored{};  ///< in the object store; otherwise `value` is the flat value
+  bool is_error{};
+  uint64_t size_bytes{};
+  std::string value;
+  std::vector<std::pair<ObjectId, Address>> contained;  ///< refs inside, and their owners
+};
+
+/// The sender holds these objects of a process that has ended. Sent once, maybe empty, in answer to PeerDied,
+/// and whenever it comes to hold more.
+struct ClaimObjects {
+  Address owner;
+  std::vector<ObjectId> objects;
+};
+struct ObjectsClaimed {
+  Address owner;
+  std::vector<KeptObject> kept;
+  std::vector<ObjectId> lost;
+};
+/// The sender holds these no longer.
+struct ReleaseObjects {
+  std::vector<ObjectId> objects;
+};
+/// The daemon holds these objects of the receiver, once more each / once less, for objects that contain them.
+struct HoldObjects {
+  std::vector<ObjectId> objects;
+};
+struct UnholdObjects {
+  std::vector<ObjectId> objects;
+};
+/// From a process that is about to end: what it owns and others hold. Answered with HandedOver if `call_id`
+/// is not 0.
+struct HandOver {
+  uint64_t call_id{};
+  std::vector<KeptObject> objects;
+};
+struct HandedOver {
+  uint64_t call_id{};
 };
 
 struct ProcessExiting {

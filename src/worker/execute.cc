@@ -242,6 +242,11 @@ bool Runtime::register_leftovers(IncomingTask& task) {
   return !met;
 }
 
+/// A result that nobody waits for here. Its owner may have died, and the daemon have given it to others.
+void Runtime::abandon_stored(const ObjectId& id) {
+  send_daemon(wire::MessageType::kEraseObjects, wire::EraseObjects{{id}});
+}
+
 void Runtime::export_contained(const std::vector<Entry*>& contained, Peer* to, uint64_t token) {
   for (Entry* entry : contained) {
     if (entry->owner == nullptr) {
@@ -291,7 +296,7 @@ void Runtime::finish(const std::shared_ptr<IncomingTask>& task, wire::TaskStatus
     for (size_t i = 0; i < results.size(); ++i) {
       for (Entry* entry : results[i].contained) objects_.unpin(entry);
       if (!results[i].inline_value)
-        store_->erase(ObjectId::of(task->header.task, static_cast<uint32_t>(i + 1)));
+        abandon_stored(ObjectId::of(task->header.task, static_cast<uint32_t>(i + 1)));
     }
   }
   flush();
@@ -305,8 +310,12 @@ void Runtime::finish_actor_creation(const std::shared_ptr<IncomingTask>& task, b
     created.error_value.assign(reinterpret_cast<const char*>(bytes.data()), bytes.size());
   }
   std::lock_guard lock(mutex_);
-  // What the constructor keeps of its arguments' refs; the creator holds them as long as the actor lives.
-  for (Entry* entry : task->borrowed) objects_.unpin(entry);
+  // What the constructor keeps of its arguments' refs. The creator holds them as long as both live; beyond
+  // that its heir must know who needs them.
+  for (Entry* entry : task->borrowed) {
+    if (entry->handles.load() != 0 || entry->pins > 1) objects_.claim(entry);
+    objects_.unpin(entry);
+  }
   task->borrowed.clear();
   send_daemon_body(static_cast<uint16_t>(wire::MessageType::kActorCreated), wire::encode(created));
   forget_task(*task);
@@ -337,7 +346,7 @@ bool Runtime::send_item(const std::shared_ptr<IncomingTask>& task, OutgoingValue
   std::lock_guard lock(mutex_);
   if (task->stream_consumed.load() == ~uint64_t{0} || task->from->state == Peer::State::kDead) {
     for (Entry* entry : value.contained) objects_.unpin(entry);
-    if (!value.inline_value) store_->erase(item_id(*task));
+    if (!value.inline_value) abandon_stored(item_id(*task));
     return false;
   }
   writer.put(wire::StreamItem{task->header.token, task->stream_items});

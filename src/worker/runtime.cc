@@ -119,7 +119,7 @@ Runtime::Runtime(wire::Welcome welcome, bool is_worker)
       job_(welcome_.job),
       objects_(*this),
       links_(rpc::kLinksMax, nullptr) {
-  secure_random_bytes(reinterpret_cast<uint8_t*>(&next_sequence_), sizeof next_sequence_);
+  next_sequence_ = welcome_.first_sequence;
   put_task_ = TaskId::normal(next_sequence_++, welcome_.worker, job_);
   run_queues_[""];
 }
@@ -222,6 +222,7 @@ void Runtime::service_main() {
         then({id, false, static_cast<uint8_t>(ErrorCode::kUnavailable), "the node daemon is gone"});
       for (auto& [address, peer] : peers_)
         if (peer->state != Peer::State::kDead) peer_died(peer->address, exit_reason_);
+      flush();
       for (auto& [id, reply] : store_calls_) {
         reply->done = true;
         reply->code = ErrorCode::kUnavailable;
@@ -460,7 +461,24 @@ void Runtime::dispatch_daemon(uint16_t type, std::span<const uint8_t> body) {
       if (auto refused = wire::decode<wire::LinkRefused>(body)) peer_died(refused->peer, refused->cause);
       return;
     case MessageType::kPeerDied:
-      if (auto died = wire::decode<wire::PeerDied>(body)) peer_died(died->peer, died->cause);
+      if (auto died = wire::decode<wire::PeerDied>(body)) {
+        peer_died(died->peer, died->cause);
+        if (Peer* peer = peer_of(died->peer)) heir_requests_.push_back({peer, true, ObjectId()});
+      }
+      return;
+    case MessageType::kObjectsClaimed:
+      if (auto answer = wire::decode<wire::ObjectsClaimed>(body)) objects_claimed(*answer);
+      return;
+    case MessageType::kHoldObjects:
+      if (auto held = wire::decode<wire::HoldObjects>(body))
+        for (const ObjectId& id : held->objects)
+          if (Entry* entry = objects_.find(id); entry != nullptr && entry->owner == nullptr)
+            objects_.grant(entry, &daemon_, 1);
+      return;
+    case MessageType::kUnholdObjects:
+      if (auto held = wire::decode<wire::UnholdObjects>(body))
+        for (const ObjectId& id : held->objects) objects_.take_back(id, &daemon_, 1);
+      released_.notify_all();
       return;
     case MessageType::kControlReply:
       if (auto reply = wire::decode<wire::ControlReply>(body)) {
@@ -586,7 +604,9 @@ void Runtime::send_daemon_body(uint16_t type, const std::string& body) {
 }
 
 void Runtime::flush() {
-  while (!self_records_.empty()) {
+  while (!self_records_.empty() || !heir_requests_.empty()) {
+    send_heir_requests();
+    if (self_records_.empty()) continue;
     Peer::Waiting record = std::move(self_records_.front());
     self_records_.pop_front();
     dispatch(&self_, record.type, as_bytes(record.body));
@@ -685,18 +705,70 @@ void Runtime::peer_died(const wire::Address& address, const wire::Death& death) 
     found = untaken_results_.erase(found);
     for (Entry* entry : held) objects_.unpin(entry);
   }
-  std::vector<Entry*> lost = objects_.peer_died(peer);
-  for (Entry* entry : lost) objects_.pin(entry);
-  for (Entry* entry : lost) {
-    if (!entry->ready()) {
-      resolve_inline(entry, owner_died_error(entry->id, death), true);
-    }
-  }
-  for (Entry* entry : lost) objects_.unpin(entry);
+  objects_.peer_died(peer);
   if (peer->link) {
     links_[peer->link->index()] = nullptr;
     peer->link.reset();
   }
+}
+
+// --- what the dead owned ---------------------------------------------------------------------
+
+/// Claims and releases of one owner's objects that follow each other travel together.
+void Runtime::send_heir_requests() {
+  std::vector<HeirRequest> requests;
+  requests.swap(heir_requests_);
+  for (size_t i = 0; i < requests.size();) {
+    const HeirRequest first = requests[i];
+    std::vector<ObjectId> ids;
+    for (; i < requests.size() && requests[i].owner == first.owner && requests[i].claim == first.claim; ++i)
+      if (!requests[i].id.is_nil()) ids.push_back(requests[i].id);
+    if (daemon_.state == Peer::State::kDead) {
+      if (first.claim) objects_claimed({first.owner->address, {}, std::move(ids)});
+    } else if (first.claim) {
+      send_daemon(MessageType::kClaimObjects, wire::ClaimObjects{first.owner->address, std::move(ids)});
+    } else {
+      send_daemon(MessageType::kReleaseObjects, wire::ReleaseObjects{std::move(ids)});
+    }
+  }
+}
+
+void Runtime::objects_claimed(const wire::ObjectsClaimed& answer) {
+  Peer* owner = peer_of(answer.owner);
+  for (const wire::KeptObject& kept : answer.kept) {
+    Entry* entry = objects_.find(kept.id);
+    if (entry != nullptr && entry->owner == owner && !entry->ready() && objects_.last_answer(kept.id))
+      take_kept(entry, kept);
+    objects_.registered(kept.id);
+  }
+  for (const ObjectId& id : answer.lost) {
+    Entry* entry = objects_.find(id);
+    if (entry != nullptr && entry->owner == owner && owner != nullptr && objects_.last_answer(id)) {
+      objects_.pin(entry);
+      entry->grants_in = 0;
+      if (!entry->ready()) resolve_inline(entry, owner_died_error(id, owner->death), true);
+      objects_.unpin(entry);
+    }
+    objects_.registered(id);
+  }
+}
+
+void Runtime::take_kept(Entry* entry, const wire::KeptObject& kept) {
+  objects_.pin(entry);  // until what it contains is registered
+  std::vector<Entry*> inner;
+  for (const auto& [id, owner] : kept.contained)
+    if (Entry* found = objects_.intern(id, peer_of(owner))) inner.push_back(found);
+  objects_.contain(entry, inner);
+  entry->size_bytes = kept.size_bytes;
+  entry->is_error = kept.is_error;
+  if (kept.stored) {
+    entry->state.store(ObjectState::kStored, std::memory_order_release);
+    resolved(entry);
+  } else {
+    resolve_inline(entry, Blob::copy(as_bytes(kept.value)), kept.is_error);
+  }
+  if (objects_.register_then(inner, entry->owner, {Obligation::Kind::kUnpin, nullptr, 0, entry->id}))
+    objects_.unpin(entry);
 }
 
 Clock::time_point Runtime::timers() {
@@ -796,9 +868,17 @@ std::optional<uint64_t> Runtime::next_callback() {
 // --- effects of ownership --------------------------------------------------------------------
 
 void Runtime::register_ref(Peer* owner, const ObjectId& id, uint32_t count) {
+  if (owner->state == Peer::State::kDead) {
+    heir_requests_.push_back({owner, true, id});
+    return;
+  }
   send_flat(owner, RecordType::kRegisterRef, rpc::Urgency::kUrgent, wire::RefMessage{id, count});
 }
 void Runtime::release_ref(Peer* owner, const ObjectId& id, uint32_t count) {
+  if (owner->state == Peer::State::kDead) {
+    heir_requests_.push_back({owner, false, id});
+    return;
+  }
   send_flat(owner, RecordType::kReleaseRef, rpc::Urgency::kUrgent, wire::RefMessage{id, count});
 }
 void Runtime::pins_released(Peer* submitter, uint64_t token) {

@@ -252,6 +252,9 @@ class Runtime final : private OwnershipEffects {
   void flush();
   Peer* peer_of(const wire::Address& address);
   void link_opened(const wire::LinkOpened& opened);
+  void send_heir_requests();
+  void objects_claimed(const wire::ObjectsClaimed& answer);
+  void take_kept(Entry* entry, const wire::KeptObject& kept);
   void peer_died(const wire::Address& address, const wire::Death& death);
   Clock::time_point timers();
   void after_reading();
@@ -330,6 +333,7 @@ class Runtime final : private OwnershipEffects {
   void forget_task(IncomingTask& task);
   void give_back_unbegun();
   bool register_leftovers(IncomingTask& task);
+  void abandon_stored(const ObjectId& id);
   void export_contained(const std::vector<Entry*>& contained, Peer* to, uint64_t token);
 
   // OwnershipEffects
@@ -359,6 +363,12 @@ class Runtime final : private OwnershipEffects {
   Peer self_;  // an actor's calls of itself; its records wait in self_records_
   std::deque<Peer::Waiting> self_records_;
   std::vector<Peer*> dirty_;
+  struct HeirRequest {
+    Peer* owner;  // dead
+    bool claim;   // otherwise a release
+    ObjectId id;  // nil: the answer that the daemon waits for, though there is nothing to claim
+  };
+  std::vector<HeirRequest> heir_requests_;  // in order, until flush
   std::map<std::pair<Peer*, uint64_t>, std::vector<Entry*>> untaken_results_;
 
   std::deque<TaskRecord> tasks_;

@@ -195,10 +195,7 @@ void Runtime::notify_when_item(Stream& stream, uint64_t cookie) {
 void Runtime::request_value(Entry* entry) {
   if (entry->owner == nullptr || entry->asked) return;
   entry->asked = true;
-  if (entry->owner->state == Peer::State::kDead) {
-    resolve_inline(entry, owner_died_error(entry->id, entry->owner->death), true);
-    return;
-  }
+  if (entry->owner->state == Peer::State::kDead) return objects_.claim(entry);  // the answer says where it is
   send_flat(entry->owner, RecordType::kGetObject, rpc::Urgency::kUrgent, wire::GetObject{entry->id});
 }
 
@@ -284,6 +281,7 @@ void Runtime::accept_result(Entry* entry, const ParsedResult& result, Peer* from
 }
 
 void Runtime::answer_get(Peer* to, Entry* entry) {
+  if (to->state == Peer::State::kDead) return;  // grants would never come back
   std::string out;
   wire::RecordWriter writer(out);
   bool is_inline = entry->state.load() == ObjectState::kInline;

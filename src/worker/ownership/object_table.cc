@@ -95,25 +95,43 @@ uint32_t ObjectTable::granted_to(const Entry* entry, Peer* borrower) const {
   return held == of_peer->second.end() ? 0 : held->second;
 }
 
+/// A value that is here outlives its owner; all else is kept by whoever owns it.
+bool ObjectTable::needs_owner(const Entry* entry) const {
+  return entry->owner != nullptr &&
+         !(dead_.contains(entry->owner) && entry->state.load() == ObjectState::kInline);
+}
+
+ObjectTable::Registering& ObjectTable::register_anew(Entry* entry) {
+  entry->grants_in = 1;
+  effects_.register_ref(entry->owner, entry->id, 1);
+  Registering& registering =
+      registering_.try_emplace(entry->id, Registering{entry->owner, 0, {}}).first->second;
+  ++registering.unanswered;
+  return registering;
+}
+
+void ObjectTable::claim(Entry* entry) {
+  if (needs_owner(entry) && entry->grants_in == 0) register_anew(entry);
+}
+
 bool ObjectTable::register_then(const std::vector<Entry*>& entries, Peer* ordered_with,
                                 const Obligation& obligation) {
   std::shared_ptr<Pending> pending;
   for (Entry* entry : entries) {
-    if (entry->owner == nullptr || dead_.contains(entry->owner)) continue;
+    if (!needs_owner(entry)) continue;
+    claim(entry);
     auto under_way = registering_.find(entry->id);
-    if (entry->grants_in == 0) {
-      entry->grants_in = 1;
-      effects_.register_ref(entry->owner, entry->id, 1);
-      if (under_way == registering_.end())
-        under_way = registering_.try_emplace(entry->id, Registering{entry->owner, 0, {}}).first;
-      ++under_way->second.unanswered;
-    }
     if (under_way == registering_.end() || entry->owner == ordered_with) continue;
     if (!pending) pending = std::make_shared<Pending>(Pending{obligation, 0});
     ++pending->remaining;
     under_way->second.waiting.push_back(pending);
   }
   return pending == nullptr;
+}
+
+bool ObjectTable::last_answer(const ObjectId& id) const {
+  auto found = registering_.find(id);
+  return found != registering_.end() && found->second.unanswered == 1;
 }
 
 void ObjectTable::registered(const ObjectId& id) {
@@ -146,7 +164,7 @@ void ObjectTable::contain(Entry* outer, std::vector<Entry*> inner) {
   outer->contained->insert(outer->contained->end(), inner.begin(), inner.end());
 }
 
-std::vector<Entry*> ObjectTable::peer_died(Peer* peer) {
+void ObjectTable::peer_died(Peer* peer) {
   if (auto of_peer = granted_.find(peer); of_peer != granted_.end()) {
     auto held = std::move(of_peer->second);
     granted_.erase(of_peer);
@@ -158,21 +176,22 @@ std::vector<Entry*> ObjectTable::peer_died(Peer* peer) {
     }
   }
   dead_.insert(peer);
-  // No acknowledgement will come, nor is there anybody to give grants back to: move on. What is freed by
-  // that is not among the lost.
-  for (auto& [id, entry] : entries_)
-    if (entry->owner == peer) entry->grants_in = 0;
+  // Acknowledgements that were due will not come. The heir's will; where it need not be asked, who waited
+  // moves on, which may free more.
   std::vector<std::shared_ptr<Pending>> waiting;
   erase_if(registering_, [&](auto& one) {
     if (one.second.owner != peer) return false;
+    one.second.unanswered = 0;
+    if (Entry* entry = find(one.first); entry != nullptr && needs_owner(entry)) return false;
     waiting.insert(waiting.end(), one.second.waiting.begin(), one.second.waiting.end());
     return true;
   });
+  for (auto& [id, entry] : entries_) {
+    if (entry->owner != peer) continue;
+    entry->grants_in = 0;
+    if (needs_owner(entry)) register_anew(entry);
+  }
   answered(waiting);
-  std::vector<Entry*> lost;
-  for (auto& [id, entry] : entries_)
-    if (entry->owner == peer) lost.push_back(entry);
-  return lost;
 }
 
 }  // namespace skate::worker

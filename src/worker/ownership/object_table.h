@@ -14,7 +14,10 @@
 //   ref inside an object        held by the object's owner as long as the object lives; who reads the object
 //                               registers with the inner ref's owner and holds the outer one until then.
 //   dropping the last hold      a borrower gives back all grants it has of the object.
-//   death of a borrower         all its grants are void.  Death of an owner: its objects are lost.
+//   death of a borrower         all its grants are void.
+//   death of an owner           whoever holds something of it registers that anew, with the owner's heir: the
+//                               daemon of its node, to which the effects send what is for the dead. What the
+//                               heir does not have is lost; a value that is here needs no owner.
 //
 // Messages of a pair of processes keep their order, so a registration sent before a completion to the same
 // process needs no acknowledgement. An owned object goes when nothing holds it: no handle, no pin, no grant.
@@ -127,30 +130,28 @@ class ObjectTable {
   void received_grant(Entry* entry, uint32_t count) { entry->grants_in += count; }
   /// Registers those of `entries` that are borrowed and not yet known to their owners. When all of them are
   /// acknowledged the obligation is met; at once if none needs it, or all needed ones belong to
-  /// `ordered_with` (messages to it keep their order). Returns true if it was met at once; then nothing is
-  /// sent for it: the caller does the thing itself. What a dead process owned needs no registration.
+  /// `ordered_with` (messages to it, and to its heir, keep their order). Returns true if it was met at once;
+  /// then nothing is sent for it: the caller does the thing itself.
   bool register_then(const std::vector<Entry*>& entries, Peer* ordered_with, const Obligation& obligation);
+  /// Registers a borrowed object if it is not; nothing waits for that.
+  void claim(Entry* entry);
   /// The owner's acknowledgement.
   void registered(const ObjectId& id);
+  /// Whether the next acknowledgement is the last that is due: earlier ones speak of a hold that was given
+  /// up.
+  bool last_answer(const ObjectId& id) const;
 
   /// Keeps `inner` alive as long as `outer` lives.
   void contain(Entry* outer, std::vector<Entry*> inner);
 
-  /// All grants of a dead process are void; objects that it owned are returned (still in the table) for the
-  /// runtime to mark as lost.
-  std::vector<Entry*> peer_died(Peer* peer);
+  /// All grants of a dead process are void; what it owned and is not here by value is registered anew.
+  void peer_died(Peer* peer);
 
  private:
   struct Pending {
     Obligation obligation;
     uint32_t remaining;
   };
-  void meet(const Obligation& obligation);
-  void answered(const std::vector<std::shared_ptr<Pending>>& waiting);
-
-  OwnershipEffects& effects_;
-  boost::unordered_flat_map<ObjectId, Entry*, IdHash<ObjectId>> entries_;
-  boost::unordered_flat_map<Peer*, boost::unordered_flat_map<ObjectId, uint32_t, IdHash<ObjectId>>> granted_;
   // An object may be registered, dropped and registered again before the first acknowledgement comes, which
   // says nothing of the second registration: what waits, waits for the last.
   struct Registering {
@@ -158,6 +159,14 @@ class ObjectTable {
     uint32_t unanswered;
     std::vector<std::shared_ptr<Pending>> waiting;
   };
+  bool needs_owner(const Entry* entry) const;
+  Registering& register_anew(Entry* entry);
+  void meet(const Obligation& obligation);
+  void answered(const std::vector<std::shared_ptr<Pending>>& waiting);
+
+  OwnershipEffects& effects_;
+  boost::unordered_flat_map<ObjectId, Entry*, IdHash<ObjectId>> entries_;
+  boost::unordered_flat_map<Peer*, boost::unordered_flat_map<ObjectId, uint32_t, IdHash<ObjectId>>> granted_;
   boost::unordered_flat_map<ObjectId, Registering, IdHash<ObjectId>> registering_;
   boost::unordered_flat_set<Peer*> dead_;
 };

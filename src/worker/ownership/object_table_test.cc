@@ -247,38 +247,90 @@ TEST_F(ObjectTableTest, DeathOfABorrowerVoidsItsGrants) {
   table.grant(entry, &other, 3);
   table.grant(shared, &other, 1);
   table.grant(shared, &third, 1);
-  EXPECT_TRUE(table.peer_died(&other).empty());
+  table.peer_died(&other);
   EXPECT_EQ(table.size(), 1u);
   EXPECT_EQ(shared->grants_out, 1u);
   EXPECT_FALSE(table.take_back(shared->id, &other, 1));
 }
 
-TEST_F(ObjectTableTest, DeathOfAnOwnerLosesItsObjectsAndFreesWhoWaits) {
+TEST_F(ObjectTableTest, WhatADeadProcessOwnedIsRegisteredAnew) {
   Entry* entry = borrowed(1);
   entry->handles = 1;
   EXPECT_FALSE(table.register_then({entry}, &other, taken(&other, 7)));
   effects.take();
-  EXPECT_EQ(table.peer_died(&owner), std::vector<Entry*>{entry});
-  EXPECT_EQ(effects.take(), (std::vector<Sent>{{"results_taken", &other, {}, 7}})) << "no answer will come";
+  table.peer_died(&owner);
+  EXPECT_EQ(effects.take(), (std::vector<Sent>{{"register", &owner, entry->id, 1}})) << "for the heir";
+  EXPECT_TRUE(table.last_answer(entry->id));
+  table.registered(entry->id);
+  EXPECT_EQ(effects.take(), (std::vector<Sent>{{"results_taken", &other, {}, 7}}));
+  ObjectId id = entry->id;
   table.drop_handle(entry);
-  EXPECT_TRUE(effects.sent.empty()) << "nobody is there to give it back to";
+  EXPECT_EQ(effects.take(), (std::vector<Sent>{{"release", &owner, id, 1}}));
   EXPECT_EQ(table.size(), 0u);
 }
 
-TEST_F(ObjectTableTest, RefsOfADeadOwnerNeedNoRegistration) {
-  table.peer_died(&owner);
+TEST_F(ObjectTableTest, ManyGrantsOfADeadOwnerAreOneForItsHeir) {
   Entry* entry = borrowed(1);
+  entry->handles = 1;
+  table.received_grant(entry, 5);
+  table.peer_died(&owner);
+  EXPECT_EQ(effects.take(), (std::vector<Sent>{{"register", &owner, entry->id, 1}}));
+  EXPECT_EQ(entry->grants_in, 1u);
+}
+
+TEST_F(ObjectTableTest, AValueThatIsHereNeedsNoOwner) {
+  Entry* entry = borrowed(1);
+  entry->handles = 1;
+  table.received_grant(entry, 1);
+  entry->state = ObjectState::kInline;
+  table.peer_died(&owner);
   EXPECT_TRUE(table.register_then({entry}, &other, taken(&other, 7)));
+  table.claim(entry);
+  table.drop_handle(entry);
   EXPECT_TRUE(effects.sent.empty());
 }
 
-TEST_F(ObjectTableTest, WhatAnOwnersDeathFreesIsNotAmongTheLost) {
+TEST_F(ObjectTableTest, WhoWaitsForAValueThatIsHereMovesOnWhenItsOwnerDies) {
+  Entry* entry = borrowed(1);
+  entry->handles = 1;
+  EXPECT_FALSE(table.register_then({entry}, &other, taken(&other, 7)));
+  entry->state = ObjectState::kInline;
+  effects.take();
+  table.peer_died(&owner);
+  EXPECT_EQ(effects.take(), (std::vector<Sent>{{"results_taken", &other, {}, 7}})) << "no answer will come";
+}
+
+TEST_F(ObjectTableTest, RefsOfADeadOwnerAreRegisteredWithItsHeir) {
+  table.peer_died(&owner);
+  Entry* entry = borrowed(1);
+  entry->handles = 1;
+  EXPECT_FALSE(table.register_then({entry}, &other, taken(&other, 7)));
+  EXPECT_EQ(effects.take(), (std::vector<Sent>{{"register", &owner, entry->id, 1}}));
+}
+
+TEST_F(ObjectTableTest, WhoGaveUpAndTookAgainHasTwoAnswersToCome) {
+  table.peer_died(&owner);
+  Entry* entry = borrowed(1);
+  ObjectId id = entry->id;
+  table.pin(entry);
+  table.claim(entry);
+  table.unpin(entry);
+  table.claim(borrowed(1));
+  EXPECT_FALSE(table.last_answer(id));
+  table.registered(id);
+  EXPECT_TRUE(table.last_answer(id));
+}
+
+TEST_F(ObjectTableTest, AnOwnersDeathKeepsTheOuterObjectUntilTheHeirHasTheInner) {
   Entry* outer = borrowed(1);
   Entry* inner = borrowed(2);
   inner->handles = 1;
   table.pin(outer);
   EXPECT_FALSE(table.register_then({inner}, &other, {Obligation::Kind::kUnpin, nullptr, 0, outer->id}));
-  EXPECT_EQ(table.peer_died(&owner), std::vector<Entry*>{inner});
+  table.peer_died(&owner);
+  EXPECT_EQ(table.size(), 2u);
+  table.registered(outer->id);
+  table.registered(inner->id);
   EXPECT_EQ(table.size(), 1u);
 }
 
@@ -300,7 +352,8 @@ struct Message {
     kDone,
     kGet,
     kValue,
-    kDied
+    kDied,
+    kHeirHasNone,
   };
   Kind kind{};
   ObjectId id = {};
@@ -367,9 +420,7 @@ class Process : public OwnershipEffects {
   void finish(Incoming task);
   void died(uint32_t who);
 
-  void register_ref(Peer* owner, const ObjectId& id, uint32_t count) override {
-    send(owner, {.kind = Message::Kind::kRegister, .id = id, .count = count});
-  }
+  void register_ref(Peer* owner, const ObjectId& id, uint32_t count) override;
   void release_ref(Peer* owner, const ObjectId& id, uint32_t count) override {
     send(owner, {.kind = Message::Kind::kRelease, .id = id, .count = count});
   }
@@ -508,6 +559,13 @@ void Process::send(Peer* to, Message message) {
   if (to->state != Peer::State::kDead) cluster_.send(self_, index(to), std::move(message));
 }
 
+void Process::register_ref(Peer* owner, const ObjectId& id, uint32_t count) {
+  if (owner->state == Peer::State::kDead)
+    cluster_.send(self_, self_, {.kind = Message::Kind::kHeirHasNone, .id = id});
+  else
+    send(owner, {.kind = Message::Kind::kRegister, .id = id, .count = count});
+}
+
 std::vector<Entry*> Process::pick_held(size_t most) {
   std::vector<Entry*> picked;
   for (size_t i = cluster_.below(most + 1); i > 0 && !held_.empty(); --i)
@@ -562,7 +620,7 @@ void Process::read_some() {
   if (!outer->ready()) {
     if (outer->owner == nullptr || outer->asked) return;
     outer->asked = true;
-    if (outer->owner->state == Peer::State::kDead) return resolve(outer);
+    if (outer->owner->state == Peer::State::kDead) return table_.claim(outer);
     return send(outer->owner, {.kind = Message::Kind::kGet, .id = outer->id});
   }
   if (!outer->contained) return;
@@ -749,6 +807,16 @@ void Process::handle(uint32_t from, const Message& message) {
       return;
     }
     case Message::Kind::kDied: return died(from);
+    case Message::Kind::kHeirHasNone: {
+      Entry* entry = table_.find(message.id);
+      if (entry != nullptr && table_.last_answer(message.id)) {
+        table_.pin(entry);
+        entry->grants_in = 0;
+        if (!entry->ready()) resolve(entry);
+        table_.unpin(entry);
+      }
+      return table_.registered(message.id);
+    }
   }
 }
 
@@ -771,11 +839,7 @@ void Process::died(uint32_t who) {
     next = untaken_.erase(next);
     for (Entry* entry : held) table_.unpin(entry);
   }
-  std::vector<Entry*> lost = table_.peer_died(&peers_[who]);
-  for (Entry* entry : lost) table_.pin(entry);
-  for (Entry* entry : lost)
-    if (!entry->ready()) resolve(entry);
-  for (Entry* entry : lost) table_.unpin(entry);
+  table_.peer_died(&peers_[who]);
 }
 
 bool Process::drop_everything() {

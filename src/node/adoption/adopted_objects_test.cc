@@ -1,0 +1,256 @@
+// The rules of README.md one by one. All of them at once, with processes that hold and pass on: src/sim.
+#include "node/adoption/adopted_objects.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+namespace skate::node {
+namespace {
+
+using testing::ElementsAre;
+using testing::IsEmpty;
+using testing::UnorderedElementsAre;
+
+WorkerId worker(uint8_t number) {
+  WorkerId id;
+  id.bytes.fill(number);
+  return id;
+}
+wire::Address address(uint8_t number) { return {worker(number), NodeId{}}; }
+/// The `index`-th object that the process `owner` has put.
+ObjectId object(uint8_t owner, uint32_t index) {
+  return ObjectId::of(TaskId::normal(1, worker(owner), JobId{}), index);
+}
+
+class AdoptedObjectsTest : public testing::Test, protected AdoptionEffects {
+ protected:
+  AdoptedObjectsTest() {
+    for (uint8_t number = 1; number <= 4; ++number)
+      adopted.process_came(number, worker(number), first(number));
+  }
+  ~AdoptedObjectsTest() override { EXPECT_EQ(adopted.check(), ""); }
+
+  static uint64_t first(uint64_t number) { return number * 4 * wire::kSequencesMax; }
+  void hold(ProcessNumber owner, const ObjectId& id) override { held.emplace_back(owner, id); }
+  void unhold(ProcessNumber owner, const ObjectId& id) override { unheld.emplace_back(owner, id); }
+  void erase_stored(const ObjectId& id) override {
+    erased.push_back(id);
+    store.erase(id);
+  }
+  std::optional<wire::KeptObject> look(const ObjectId& id) override {
+    auto found = store.find(id);
+    if (found == store.end()) return std::nullopt;
+    return found->second;
+  }
+
+  ObjectId stored(uint8_t owner, uint32_t index, std::vector<std::pair<uint8_t, uint32_t>> contained = {}) {
+    wire::KeptObject what = value(owner, index, "");
+    what.stored = true;
+    for (auto [inner, number] : contained) what.contained.emplace_back(object(inner, number), address(inner));
+    store[what.id] = what;
+    return what.id;
+  }
+  static wire::KeptObject value(uint8_t owner, uint32_t index, std::string bytes) {
+    wire::KeptObject what;
+    what.id = object(owner, index);
+    what.size_bytes = bytes.size();
+    what.value = std::move(bytes);
+    return what;
+  }
+  void end(ProcessNumber number, const std::set<ProcessNumber>& linked) {
+    std::vector<ObjectId> ids;
+    for (const auto& [id, what] : store) ids.push_back(id);
+    adopted.process_ended(number, linked, ids);
+  }
+  wire::ObjectsClaimed claim(ProcessNumber who, uint8_t owner, std::vector<ObjectId> ids) {
+    return adopted.claim(who, {address(owner), std::move(ids)});
+  }
+
+  std::map<ObjectId, wire::KeptObject> store;
+  std::vector<std::pair<ProcessNumber, ObjectId>> held, unheld;
+  std::vector<ObjectId> erased;
+  AdoptedObjects adopted{*this};
+};
+
+TEST_F(AdoptedObjectsTest, WhatIsClaimedStaysUntilItIsReleased) {
+  ObjectId kept = stored(1, 1), other = stored(1, 2);
+  end(1, {2, 3});
+  EXPECT_THAT(claim(2, 1, {kept}).lost, IsEmpty());
+  EXPECT_THAT(erased, IsEmpty()) << "process 3 has not said what it holds";
+  claim(3, 1, {});
+  EXPECT_THAT(erased, ElementsAre(other));
+  adopted.release(2, {kept});
+  EXPECT_THAT(erased, ElementsAre(other, kept));
+  EXPECT_EQ(adopted.size(), 0u);
+}
+
+TEST_F(AdoptedObjectsTest, TheLastOfSeveralHoldersFrees) {
+  ObjectId kept = stored(1, 1);
+  end(1, {2});
+  claim(2, 1, {kept});
+  claim(3, 1, {kept});
+  adopted.release(2, {kept});
+  adopted.release(2, {kept});
+  EXPECT_THAT(erased, IsEmpty());
+  end(3, {});
+  EXPECT_THAT(erased, ElementsAre(kept));
+}
+
+TEST_F(AdoptedObjectsTest, WithoutLinksEverythingGoesAtOnce) {
+  ObjectId left = stored(1, 1);
+  end(1, {});
+  EXPECT_THAT(erased, ElementsAre(left));
+  EXPECT_TRUE(adopted.take_settled());
+  EXPECT_FALSE(adopted.take_settled());
+}
+
+TEST_F(AdoptedObjectsTest, WhoDiesWithoutAnAnswerIsNotWaitedFor) {
+  ObjectId left = stored(1, 1);
+  end(1, {2, 3});
+  claim(3, 1, {});
+  end(2, {3});
+  EXPECT_THAT(erased, ElementsAre(left));
+}
+
+TEST_F(AdoptedObjectsTest, WhatWasNeverStoredIsLost) {
+  end(1, {2});
+  EXPECT_THAT(claim(2, 1, {object(1, 1)}).lost, ElementsAre(object(1, 1)));
+}
+
+TEST_F(AdoptedObjectsTest, ALivingOwnersObjectsAreNotToBeClaimed) {
+  ObjectId its = stored(1, 1);
+  EXPECT_THAT(claim(2, 1, {its}).lost, ElementsAre(its));
+  end(3, {2});
+  EXPECT_THAT(claim(2, 3, {its}).lost, ElementsAre(its)) << "by another's name";
+  EXPECT_THAT(erased, IsEmpty());
+}
+
+TEST_F(AdoptedObjectsTest, AResultThatIsFinishedAfterItsOwnersEndCanBeClaimedUntilAllHave) {
+  end(1, {2, 3});
+  ObjectId late = stored(1, 1), later = stored(1, 2);
+  EXPECT_THAT(claim(2, 1, {late}).lost, IsEmpty());
+  EXPECT_FALSE(adopted.is_stray(later));
+  claim(3, 1, {});
+  EXPECT_TRUE(adopted.is_stray(later));
+  EXPECT_FALSE(adopted.is_stray(late));
+  EXPECT_THAT(claim(2, 1, {later}).lost, ElementsAre(later));
+}
+
+TEST_F(AdoptedObjectsTest, WhatOthersOwnIsHeldForWhatContainsIt) {
+  ObjectId outer = stored(1, 1, {{2, 7}, {2, 7}});
+  end(1, {3});
+  const std::pair<ProcessNumber, ObjectId> inner{2, object(2, 7)};
+  EXPECT_THAT(held, ElementsAre(inner, inner));
+  claim(3, 1, {outer});
+  EXPECT_THAT(unheld, IsEmpty());
+  adopted.release(3, {outer});
+  EXPECT_THAT(unheld, ElementsAre(inner, inner));
+}
+
+TEST_F(AdoptedObjectsTest, WhatTheDeadOwnedIsKeptForWhatContainsIt) {
+  ObjectId inner = stored(1, 1), outer = stored(1, 2, {{1, 1}});
+  end(1, {2});
+  claim(2, 1, {outer});
+  EXPECT_THAT(erased, IsEmpty());
+  EXPECT_THAT(held, IsEmpty());
+  claim(2, 1, {inner});
+  adopted.release(2, {outer});
+  EXPECT_THAT(erased, ElementsAre(outer));
+  adopted.release(2, {inner});
+  EXPECT_THAT(erased, ElementsAre(outer, inner));
+}
+
+TEST_F(AdoptedObjectsTest, AHoldOnAProcessPassesToTheAdoptedWhenItEnds) {
+  ObjectId outer = stored(1, 1, {{2, 7}});
+  end(1, {3});
+  claim(3, 1, {outer});
+  ObjectId inner = stored(2, 7);
+  end(2, {});
+  EXPECT_THAT(erased, IsEmpty());
+  adopted.release(3, {outer});
+  EXPECT_THAT(erased, ElementsAre(outer, inner));
+  EXPECT_THAT(unheld, IsEmpty()) << "nobody is there to be told";
+}
+
+TEST_F(AdoptedObjectsTest, ADyingHoldersObjectsKeepWhatTheyContain) {
+  ObjectId inner = stored(1, 1);
+  end(1, {2});
+  claim(2, 1, {inner});
+  ObjectId outer = stored(2, 1, {{1, 1}});
+  end(2, {3});
+  claim(3, 2, {outer});
+  EXPECT_THAT(erased, IsEmpty());
+  adopted.release(3, {outer});
+  EXPECT_THAT(erased, ElementsAre(outer, inner));
+}
+
+TEST_F(AdoptedObjectsTest, CirclesThatNobodyReachesGo) {
+  ObjectId self = stored(1, 1, {{1, 1}}), one = stored(1, 2, {{1, 3}}), two = stored(1, 3, {{1, 2}});
+  end(1, {2});
+  claim(2, 1, {two});
+  EXPECT_THAT(erased, ElementsAre(self));
+  adopted.release(2, {two});
+  end(3, {});
+  EXPECT_THAT(erased, UnorderedElementsAre(self, one, two));
+}
+
+TEST_F(AdoptedObjectsTest, HandedOverValuesAreGivenToWhoClaims) {
+  EXPECT_TRUE(adopted.hand_over(1, {value(1, 1, "one"), value(1, 2, "two")}));
+  EXPECT_THAT(claim(2, 1, {object(1, 1)}).lost, ElementsAre(object(1, 1))) << "its owner lives yet";
+  end(1, {2});
+  wire::ObjectsClaimed answer = claim(2, 1, {object(1, 1)});
+  ASSERT_EQ(answer.kept.size(), 1u);
+  EXPECT_EQ(answer.kept[0].value, "one");
+  EXPECT_EQ(adopted.size(), 1u);
+  EXPECT_EQ(adopted.inline_bytes(), 3u);
+}
+
+TEST_F(AdoptedObjectsTest, PartsOfAHandOverMayContainEachOther) {
+  wire::KeptObject outer = value(1, 1, "outer");
+  outer.contained = {{object(1, 2), address(1)}, {object(3, 1), address(3)}};
+  EXPECT_TRUE(adopted.hand_over(1, {outer}));
+  EXPECT_TRUE(adopted.hand_over(1, {value(1, 2, "inner")}));
+  EXPECT_THAT(held, ElementsAre(std::pair<ProcessNumber, ObjectId>{3, object(3, 1)}));
+  end(1, {2});
+  claim(2, 1, {object(1, 1)});
+  EXPECT_EQ(adopted.size(), 2u);
+  adopted.release(2, {object(1, 1)});
+  EXPECT_EQ(adopted.size(), 0u);
+}
+
+TEST_F(AdoptedObjectsTest, NobodyHandsOverWhatIsNotHis) {
+  EXPECT_TRUE(adopted.hand_over(1, {value(2, 1, "not mine")}));
+  EXPECT_EQ(adopted.size(), 0u);
+}
+
+TEST_F(AdoptedObjectsTest, InlineValuesAreBounded) {
+  std::string big(AdoptedObjects::kInlineBytesMax, 'x');
+  EXPECT_TRUE(adopted.hand_over(1, {value(1, 1, std::move(big))}));
+  EXPECT_FALSE(adopted.hand_over(2, {value(2, 1, "one more")}));
+  EXPECT_EQ(adopted.size(), 1u);
+}
+
+TEST_F(AdoptedObjectsTest, AnIdTellsItsOwner) {
+  ActorId actor = ActorId::make(JobId{});
+  EXPECT_EQ(adopted.owner_of(object(2, 5)), worker(2));
+  EXPECT_EQ(adopted.owner_of(ObjectId::of(TaskId::actor_call(first(3), actor), 1)), worker(3));
+  EXPECT_EQ(adopted.owner_of(ObjectId::of(TaskId::actor_call(first(3) + wire::kSequencesMax - 1, actor), 1)),
+            worker(3));
+  EXPECT_EQ(adopted.owner_of(ObjectId::of(TaskId::actor_call(first(3) + wire::kSequencesMax, actor), 1)),
+            std::nullopt);
+  EXPECT_EQ(adopted.owner_of(ObjectId::of(TaskId::actor_call(first(1) - 1, actor), 1)), std::nullopt);
+  EXPECT_EQ(adopted.owner_of(object(9, 5)), std::nullopt);
+}
+
+TEST_F(AdoptedObjectsTest, SequencesOfTwoProcessesNeverMeet) {
+  EXPECT_FALSE(adopted.sequences_free(first(2)));
+  EXPECT_FALSE(adopted.sequences_free(first(2) + wire::kSequencesMax - 1));
+  EXPECT_FALSE(adopted.sequences_free(first(2) - wire::kSequencesMax + 1));
+  EXPECT_TRUE(adopted.sequences_free(first(2) + wire::kSequencesMax));
+  EXPECT_TRUE(adopted.sequences_free(first(2) - wire::kSequencesMax));
+  EXPECT_FALSE(adopted.sequences_free(0));
+  EXPECT_FALSE(adopted.sequences_free(~uint64_t{0}));
+}
+
+}  // namespace
+}  // namespace skate::node
