@@ -240,6 +240,11 @@ void Runtime::actor_event(const wire::ActorInfo& info) {
   ActorClient* client = client_of(info.actor);
   if (client->known && client->info.state == ActorState::kDead) return;  // the last word was said
   if (client->known && info.incarnation < client->info.incarnation) return;
+  // An answer of control that was overtaken by its news: in one life, waiting comes before being alive.
+  if (client->known && info.incarnation == client->info.incarnation &&
+      client->info.state == ActorState::kAlive &&
+      (info.state == ActorState::kPending || info.state == ActorState::kRestarting))
+    return;
   client->known = true;
   client->info = info;
   switch (info.state) {
