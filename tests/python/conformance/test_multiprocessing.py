@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 
+import joblib
 import pytest
 import ray
 from ray.util.multiprocessing import Pool
@@ -149,7 +150,6 @@ def test_bad_process_count():
 
 
 def test_joblib_backend():
-    joblib = pytest.importorskip("joblib")
     from ray.util.joblib import register_ray
 
     register_ray()
