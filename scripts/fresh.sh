@@ -75,6 +75,7 @@ make_root() {
   mkdir -p "$root"
   tar -C "$root" -xpf "$base"
   copy_host_settings
+  mount --bind "$root" "$root"  # its "/" is then a mount, as on any system
   mount -t proc proc "$root/proc"
   mount --rbind /sys "$root/sys"
   mount -t tmpfs -o mode=755 dev "$root/dev"
@@ -108,7 +109,7 @@ make_base
 say "a new system in $root"
 make_root
 # In the namespace this would come of itself; a host without one is to be left clean as well.
-trap 'umount --recursive --lazy "$root"/{proc,sys,dev} 2>/dev/null; rm -rf --one-file-system "$root"' EXIT
+trap 'umount --recursive --lazy "$root" 2>/dev/null; rm -rf --one-file-system "$root"' EXIT
 inside apt-get -qq update
 inside apt-get -qq -y --no-install-recommends -o Dpkg::Use-Pty=0 install git make python3 >/dev/null
 git clone --quiet --no-hardlinks "file://$source" "$root/skate"

@@ -9,7 +9,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 if HERE not in sys.path:
     sys.path.insert(0, HERE)
 
-from os_facts import Driver, can_make_namespaces  # noqa: E402
+from os_facts import Driver, private_mounts  # noqa: E402
 
 
 @pytest.fixture
@@ -32,12 +32,13 @@ def driver_with_mount(driver):
 
     The mount is in a mount namespace of its own and ends with it.
     """
-    if not can_make_namespaces():
-        pytest.fail("needs the right to unshare the mount namespace (run as root)")
+    unshare = private_mounts()
+    if unshare is None:
+        pytest.fail("needs a mount namespace of its own: run as root, or allow user namespaces")
 
     def start(code, folder, size, **options):
         script = f'mount -t tmpfs -o size={size} tmpfs "{folder}" && exec "$@"'
-        wrapper = ["unshare", "-m", "--propagation", "private", "sh", "-c", script, "sh"]
+        wrapper = [*unshare, "--propagation", "private", "sh", "-c", script, "sh"]
         return driver(code, wrapper=wrapper, **options)
 
     return start

@@ -226,6 +226,9 @@ class Driver:
         os.unlink(self.path)
 
 
-def can_make_namespaces():
-    """Whether a mount of one's own is allowed here."""
-    return subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode == 0
+def private_mounts():
+    """The command before another that gives it mounts of its own: as root, or by a user namespace. Or None."""
+    for command in (["unshare", "-m"], ["unshare", "-rm"]):
+        if subprocess.run([*command, "true"], capture_output=True).returncode == 0:
+            return command
+    return None
