@@ -1,4 +1,5 @@
-// skate_sim --seeds N --from S: runs simulated clusters; the first that fails prints its seed.
+// skate_sim --seeds N --from S: runs simulated clusters and their ownership; the first that fails prints its
+// seed.
 #include <charconv>
 #include <cinttypes>
 #include <cstdio>
@@ -6,6 +7,7 @@
 #include <string_view>
 
 #include "sim/cluster_sim.h"
+#include "sim/ownership_sim.h"
 
 namespace {
 
@@ -33,7 +35,12 @@ int main(int argc, char** argv) {
                 " steps, %u tasks, %u actors, %u node and %u control crashes, %u cuts: %s\n",
                 seed, report.steps, report.tasks, report.actors, report.node_crashes, report.control_crashes,
                 report.cuts, report.problem.empty() ? "ok" : report.problem.c_str());
-    if (!report.problem.empty()) {
+    const skate::sim::OwnershipReport owned = skate::sim::run_ownership(seed);
+    std::printf("seed %" PRIu64 " of ownership: %" PRIu64 " messages, %u deaths, %" PRIu64
+                " objects adopted, %" PRIu64 " lost: %s\n",
+                seed, owned.messages, owned.deaths, owned.adopted, owned.lost,
+                owned.problem.empty() ? "ok" : owned.problem.c_str());
+    if (!report.problem.empty() || !owned.problem.empty()) {
       std::printf("FAILED with seed %" PRIu64 " of Skate " SKATE_VERSION "\n", seed);
       return 1;
     }

@@ -392,13 +392,22 @@ void Runtime::dispatch(Peer* from, uint16_t type, std::span<const uint8_t> body)
       constexpr uint32_t kGrantsMax = 1u << 20;
       if (!reader.ok() || message.count == 0 || message.count > kGrantsMax) return;
       Entry* entry = objects_.find(message.object);
-      if (entry != nullptr && entry->owner == nullptr) objects_.grant(entry, from, message.count);
+      if (entry != nullptr && entry->owner == nullptr)
+        objects_.grant(entry, from, message.count);
+      else
+        message.count = 0;  // nothing was granted
       send_flat(from, RecordType::kRefRegistered, rpc::Urgency::kUrgent, message);
       return;
     }
     case RecordType::kRefRegistered: {
       auto message = reader.get<wire::RefMessage>();
-      if (reader.ok()) objects_.registered(message.object);
+      if (!reader.ok()) return;
+      // A grant that was not given must not be given back: it would be taken for one that was.
+      if (Entry* entry = objects_.find(message.object); message.count == 0 && entry != nullptr &&
+                                                        entry->grants_in > 0 &&
+                                                        objects_.last_answer(message.object))
+        --entry->grants_in;
+      objects_.registered(message.object);
       return;
     }
     case RecordType::kReleaseRef: {
