@@ -53,6 +53,11 @@ ResourceBook::ResourceBook(Resources total, ResourceInstances instances) : total
   free_ = total_;
 }
 
+ResourceBook::ResourceBook(const Allocation& holding) : total_(holding.amounts), free_(holding.amounts) {
+  for (const auto& [name, taken] : holding.shares)
+    for (const auto& [id, units] : taken) instance_free_[name][id] += units;
+}
+
 bool ResourceBook::feasible(const Resources& need) const {
   return std::all_of(need.begin(), need.end(), [&](const auto& item) {
     auto found = total_.find(item.first);

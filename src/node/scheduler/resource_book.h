@@ -30,6 +30,8 @@ class ResourceBook {
  public:
   /// `instances` names the ids of each unit resource; a fraction below one never spans two of them.
   ResourceBook(Resources total, ResourceInstances instances);
+  /// Over what one allocation holds: a bundle, which its tasks share among them.
+  explicit ResourceBook(const Allocation& holding);
 
   /// Could ever be granted, if everything were free.
   bool feasible(const Resources& need) const;

@@ -1,18 +1,19 @@
 #include "node/scheduler/scheduler.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "base/assert.h"
 
 namespace skate::node {
 
 struct Scheduler::Pass {
-  Resources reserved;                  ///< set aside for the starving class and for workers that start
+  std::map<Spot, Resources> reserved;  ///< set aside for who starves and for workers that start
   std::map<PoolKey, uint32_t> wanted;  ///< workers that a grant waits for
   std::map<const Class*, uint32_t> waiting_for_worker;
   std::map<JobId, Resources> promised;  ///< counts as used when turns are decided
   std::set<const Class*> stuck;
-  const Class* starving = nullptr;
+  const Patience* starving = nullptr;
   bool at_workers_max = false;
 };
 
@@ -48,12 +49,13 @@ void Scheduler::finish_job(const JobId& id) {
 void Scheduler::demand(ProcessNumber owner, uint64_t shape_id, const JobId& job_id,
                        const Resources& resources, const std::string& runtime_env,
                        const std::string& function, int32_t priority, uint32_t wanted, uint64_t backlog,
-                       int64_t now_us) {
+                       int64_t now_us, const Place& place) {
   EntryKey key{owner, shape_id};
   auto [found, fresh] = entries_.try_emplace(key);
   Entry& entry = found->second;
   if (fresh) {
-    entry.class_key = {job_id, priority, resources, PoolKey{job_id, runtime_env, job(job_id).language}};
+    entry.class_key = {job_id, priority, resources, PoolKey{job_id, runtime_env, job(job_id).language},
+                       place};
     std::erase_if(entry.class_key.resources, [](const auto& item) { return item.second <= 0; });
     entry.function = function;
   }
@@ -95,12 +97,12 @@ void Scheduler::lease_returned(ProcessNumber owner, LeaseNumber number, bool wor
 
 void Scheduler::place_actor(uint64_t actor, const JobId& job_id, const Resources& placement,
                             const Resources& running, const std::string& runtime_env,
-                            const std::string& function, bool detached, int64_t now_us) {
+                            const std::string& function, bool detached, int64_t now_us, const Place& place) {
   EntryKey key{0, actor};
   auto [found, fresh] = entries_.try_emplace(key);
   if (!fresh) return;
   Entry& entry = found->second;
-  entry.class_key = {job_id, 0, placement, PoolKey{job_id, runtime_env, job(job_id).language}};
+  entry.class_key = {job_id, 0, placement, PoolKey{job_id, runtime_env, job(job_id).language}, place};
   std::erase_if(entry.class_key.resources, [](const auto& item) { return item.second <= 0; });
   entry.function = function;
   entry.running = running;
@@ -115,10 +117,9 @@ void Scheduler::actor_created(ProcessNumber number) {
   auto worker = workers_.find(number);
   if (worker == workers_.end() || worker->second.state != WorkerState::kActor) return;
   Lease& lease = leases_.at(worker->second.lease);
-  Resources& used = job(lease.class_key.job).used;
-  subtract_from(used, lease.allocation.amounts);
-  book_.shrink(lease.allocation, lease.running);
-  add_to(used, lease.allocation.amounts);
+  account(lease, false);
+  book_at(lease.spot).shrink(lease.allocation, lease.running);
+  account(lease, true);
 }
 
 void Scheduler::worker_ready(ProcessNumber number, int64_t now_us) {
@@ -180,10 +181,183 @@ void Scheduler::blocked(ProcessNumber number, bool is_blocked) {
   if (worker->second.state != WorkerState::kLeased) return;  // an actor keeps what it has
   Lease& lease = leases_.at(worker->second.lease);
   if (is_blocked) {
-    book_.lend_cpu(lease.allocation);
+    book_at(lease.spot).lend_cpu(lease.allocation);
   } else {
-    book_.reclaim_cpu(lease.allocation);
+    book_at(lease.spot).reclaim_cpu(lease.allocation);
   }
+}
+
+// --- placement groups -----------------------------------------------------------------------------------
+
+void Scheduler::reserve(const PlacementGroupId& id, uint64_t attempt, Bundles bundles, int64_t now_us) {
+  auto [found, fresh] = groups_.try_emplace(id);
+  Group& group = found->second;
+  if (!fresh && attempt < group.attempt) return;
+  if (!fresh && attempt == group.attempt) {
+    group.told = false;
+    return;
+  }
+  if (!fresh) close_bundles(id, group, "its placement group is placed anew");
+  group = {};
+  group.waiting_since_us = now_us;
+  group.attempt = attempt;
+  for (const auto& [index, bundle] : bundles) add_to(group.sum, bundle);
+  group.wanted = std::move(bundles);
+}
+
+bool Scheduler::has_room(const Bundles& bundles) const {
+  ResourceBook trial = book_;
+  return std::all_of(bundles.begin(), bundles.end(), [&](const auto& bundle) {
+    if (!trial.fits(bundle.second)) return false;
+    trial.take(bundle.second);
+    return true;
+  });
+}
+
+bool Scheduler::try_reserve(const PlacementGroupId& id, Group& group) {
+  if (!has_room(group.wanted)) return false;
+  for (const auto& [index, wanted] : group.wanted) {
+    Allocation reserved = book_.take(wanted);
+    ResourceBook book(reserved);
+    bundles_.emplace(Spot{id, index, group.attempt}, Bundle{std::move(reserved), std::move(book), 0, false});
+  }
+  group.reserved = true;
+  return true;
+}
+
+void Scheduler::commit(const PlacementGroupId& id, uint64_t attempt) {
+  auto found = groups_.find(id);
+  if (found == groups_.end() || found->second.attempt != attempt || !found->second.reserved) return;
+  found->second.committed = true;
+  review_classes(id);
+}
+
+void Scheduler::close_bundles(const PlacementGroupId& id, Group& group, const std::string& why) {
+  for (auto item = bundles_.lower_bound(Spot{id, INT32_MIN, 0});
+       item != bundles_.end() && item->first.group == id;) {
+    Bundle& bundle = item->second;
+    if (bundle.leases == 0) {
+      book_.give_back(std::move(bundle.reserved));
+      item = bundles_.erase(item);
+      continue;
+    }
+    bundle.closing = true;
+    ++item;
+  }
+  for (const auto& [number, lease] : leases_)
+    if (lease.spot.group == id) evictions_.push_back({lease.worker, id, why});
+  group.reserved = group.committed = false;
+  review_classes(id);
+}
+
+void Scheduler::unreserve(const PlacementGroupId& id, uint64_t attempt, const std::string& why) {
+  auto found = groups_.find(id);
+  if (found == groups_.end() || found->second.attempt > attempt) return;
+  close_bundles(id, found->second, why);
+  groups_.erase(found);
+}
+
+void Scheduler::end_group(const PlacementGroupId& id, const std::string& why) {
+  if (auto found = groups_.find(id); found != groups_.end()) {
+    close_bundles(id, found->second, why);
+    groups_.erase(found);
+  }
+  std::vector<EntryKey> waiting;
+  for (const auto& [class_key, cls] : classes_)
+    if (class_key.place.group == id)
+      for (const auto& [turn, key] : cls.queue) waiting.push_back(key);
+  refuse(waiting, Refusal::Why::kGroupRemoved, why, {});
+}
+
+std::vector<Scheduler::Spot> Scheduler::spots_of(const Place& place) const {
+  if (!place.barred.empty()) return {};
+  if (place.group.is_nil()) return {Spot{}};
+  auto group = groups_.find(place.group);
+  if (group == groups_.end() || !group->second.committed) return {};
+  std::vector<Spot> out;
+  for (auto item = bundles_.lower_bound(Spot{place.group, INT32_MIN, 0});
+       item != bundles_.end() && item->first.group == place.group; ++item)
+    if (!item->second.closing && (place.bundle < 0 || place.bundle == item->first.bundle))
+      out.push_back(item->first);
+  return out;
+}
+
+ResourceBook& Scheduler::book_at(const Spot& spot) {
+  if (spot.group.is_nil()) return book_;
+  auto found = bundles_.find(spot);
+  SKATE_ASSERT(found != bundles_.end(), "a bundle is gone while it is used");
+  return found->second.book;
+}
+
+bool Scheduler::is_feasible(const ClassKey& key) const {
+  const std::vector<Spot> spots = spots_of(key.place);
+  return std::any_of(spots.begin(), spots.end(),
+                     [&](const Spot& spot) { return book_at(spot).feasible(key.resources); });
+}
+
+void Scheduler::review_classes(const PlacementGroupId& id) {
+  for (auto& [key, cls] : classes_)
+    if (key.place.group == id) cls.feasible = is_feasible(key);
+}
+
+/// Groups that fit are reserved, those that have waited longest first; a smaller one may overtake.
+void Scheduler::reserve_waiting(int64_t now_us, Pass& pass, Decisions& out) {
+  std::vector<std::pair<int64_t, PlacementGroupId>> order;
+  for (const auto& [id, group] : groups_) {
+    if (!group.reserved) order.emplace_back(group.waiting_since_us, id);
+  }
+  std::sort(order.begin(), order.end());
+  for (const auto& [since_us, id] : order) {
+    Group& group = groups_.at(id);
+    auto kept = pass.reserved.find(Spot{});
+    const bool beside =
+        &group == pass.starving || kept == pass.reserved.end() || book_.fits_beside(group.sum, kept->second);
+    if (!beside || !try_reserve(id, group)) continue;
+    if (&group == pass.starving) {
+      subtract_from(pass.reserved[Spot{}], group.sum);
+      pass.starving = nullptr;
+    }
+  }
+  for (auto& [id, group] : groups_)
+    if (group.reserved && !std::exchange(group.told, true)) out.reserved.push_back({id, group.attempt});
+  (void)now_us;
+}
+
+/// Only what comes out of the open pool counts towards a job's share; a group was paid for as a whole.
+void Scheduler::account(const Lease& lease, bool held) {
+  if (!lease.spot.group.is_nil()) return;
+  Resources& used = job(lease.class_key.job).used;
+  if (held) {
+    add_to(used, lease.allocation.amounts);
+  } else {
+    subtract_from(used, lease.allocation.amounts);
+  }
+}
+
+Resources Scheduler::bundle_resources(bool available) const {
+  // Each bundle has a thousand of these, of which Ray's tasks take a thousandth each.
+  constexpr int64_t kMarker = 1000 * wire::kResourceUnit;
+  constexpr int64_t kMarkerShare = wire::kResourceUnit / 1000;
+  Resources out;
+  for (const auto& [spot, bundle] : bundles_) {
+    auto group = groups_.find(spot.group);
+    if (bundle.closing || group == groups_.end() || !group->second.committed) continue;
+    const std::string id = spot.group.hex(), index = std::to_string(spot.bundle);
+    auto add = [&](const std::string& name, int64_t units) {
+      out[name + "_group_" + index + "_" + id] += units;
+      out[name + "_group_" + id] += units;
+    };
+    for (const auto& [name, units] : available ? bundle.book.available() : bundle.book.total())
+      add(name, units);
+    add("bundle", kMarker - (available ? bundle.leases * kMarkerShare : 0));
+  }
+  return out;
+}
+
+std::vector<Scheduler::Holding> Scheduler::holdings() const {
+  std::vector<Holding> out;
+  for (const auto& [id, group] : groups_) out.push_back({id, group.attempt});
+  return out;
 }
 
 // --- state ----------------------------------------------------------------------------------------------
@@ -193,7 +367,7 @@ void Scheduler::enqueue(const EntryKey& key, Entry& entry, int64_t now_us) {
   auto [cls, fresh] = classes_.try_emplace(entry.class_key);
   if (fresh) {
     cls->second.key = entry.class_key;
-    cls->second.feasible = book_.feasible(entry.class_key.resources);
+    cls->second.feasible = is_feasible(entry.class_key);
   }
   entry.turn = ++last_turn_;
   if (cls->second.queue.empty()) cls->second.waiting_since_us = now_us;
@@ -220,8 +394,14 @@ void Scheduler::end_lease(LeaseNumber number) {
   auto found = leases_.find(number);
   SKATE_ASSERT(found != leases_.end(), "a lease ends twice");
   Lease& lease = found->second;
-  subtract_from(job(lease.class_key.job).used, lease.allocation.amounts);
-  book_.give_back(std::move(lease.allocation));
+  account(lease, false);
+  book_at(lease.spot).give_back(std::move(lease.allocation));
+  if (auto bundle = bundles_.find(lease.spot); bundle != bundles_.end()) {
+    if (--bundle->second.leases == 0 && bundle->second.closing) {
+      book_.give_back(std::move(bundle->second.reserved));
+      bundles_.erase(bundle);
+    }
+  }
   if (auto entry = entries_.find(lease.entry); entry != entries_.end()) --entry->second.held;
   if (auto worker = workers_.find(lease.worker); worker != workers_.end()) worker->second.lease = 0;
   leases_.erase(found);
@@ -257,14 +437,41 @@ Decisions Scheduler::decide(int64_t now_us) {
   start_workers(now_us, pass, out);
   recall(now_us, pass, out);
   reap(now_us, out);
-  out.stops = std::move(stops_);
-  stops_.clear();
+  out.stops = std::exchange(stops_, {});
+  out.evictions = std::exchange(evictions_, {});
+  for (Refusal& refusal : std::exchange(refusals_, {})) out.refusals.push_back(std::move(refusal));
   if (pass.at_workers_max && !limit_reported_) out.workers_limit_reached = true;
   limit_reported_ = pass.at_workers_max;
   cpu_wanted_ = false;
   for (const auto& [key, cls] : classes_)
-    if (cls.feasible && book_.lacking(key.resources).count("CPU")) cpu_wanted_ = true;
+    if (cls.feasible)
+      for (const Spot& spot : spots_of(key.place))
+        if (book_at(spot).lacking(key.resources).count("CPU")) cpu_wanted_ = true;
+  for (const auto& [id, group] : groups_)
+    if (!group.reserved && book_.lacking(group.sum).count("CPU")) cpu_wanted_ = true;
   return out;
+}
+
+void Scheduler::refuse(const std::vector<EntryKey>& keys, Refusal::Why why, const std::string& message,
+                       const PoolKey& pool) {
+  for (const EntryKey& key : keys) {
+    refusals_.push_back({key.owner, key.shape, why, message, pool});
+    Entry& entry = entries_.at(key);
+    dequeue(key, entry);
+    entry.wanted = entry.held;
+    if (entry.held == 0) entries_.erase(key);
+  }
+}
+
+std::string Scheduler::why_infeasible(const ClassKey& key, const Entry& entry) const {
+  if (!key.place.barred.empty()) return "'" + entry.function + "' " + key.place.barred;
+  Resources most;
+  for (const auto& [name, units] : key.resources) {
+    auto total = book_.total().find(name);
+    most[name] = total == book_.total().end() ? 0 : total->second;
+  }
+  return "'" + entry.function + "' asks for " + describe(key.resources) + "; of these the whole node has " +
+         describe(most);
 }
 
 void Scheduler::settle_refusals(int64_t, Decisions& out) {
@@ -276,66 +483,84 @@ void Scheduler::settle_refusals(int64_t, Decisions& out) {
     for (const auto& [class_key, cls] : classes_)
       if (class_key.pool == key)
         for (const auto& [turn, entry] : cls.queue) refused.push_back(entry);
-    for (const EntryKey& entry_key : refused) {
-      out.refusals.push_back({entry_key.owner, entry_key.shape, Refusal::Why::kStartFailed,
-                              "a worker ended " + std::to_string(options_.start_failures_max) +
-                                  " times in a row before it was ready",
-                              key});
-      Entry& entry = entries_.at(entry_key);
-      dequeue(entry_key, entry);
-      entry.wanted = entry.held;
-      if (entry.held == 0) entries_.erase(entry_key);
-    }
+    refuse(refused, Refusal::Why::kStartFailed,
+           "a worker ended " + std::to_string(options_.start_failures_max) +
+               " times in a row before it was ready",
+           key);
   }
+  std::vector<std::pair<std::string, std::vector<EntryKey>>> too_large;
   for (const auto& [class_key, cls] : classes_) {
     if (cls.feasible) continue;
+    if (!class_key.place.group.is_nil() && class_key.place.barred.empty()) {
+      // A group that is not there yet may come; one that is has the bundles that it will always have.
+      auto group = groups_.find(class_key.place.group);
+      if (group == groups_.end() || !group->second.committed) continue;
+      std::vector<EntryKey> keys;
+      for (const auto& [turn, key] : cls.queue) keys.push_back(key);
+      std::string where = "no bundle of";
+      if (class_key.place.bundle >= 0) where = "the bundle " + std::to_string(class_key.place.bundle) + " of";
+      too_large.emplace_back("it asks for " + describe(class_key.resources) + ", and " + where +
+                                 " its placement group " + class_key.place.group.hex() +
+                                 (class_key.place.bundle >= 0 ? " does not have" : " has") + " that",
+                             std::move(keys));
+      continue;
+    }
     for (const auto& [turn, key] : cls.queue) {
       Entry& entry = entries_.at(key);
       if (std::exchange(entry.refused, true)) continue;
-      Resources most;
-      for (const auto& [name, units] : class_key.resources) {
-        auto total = book_.total().find(name);
-        most[name] = total == book_.total().end() ? 0 : total->second;
-      }
-      out.refusals.push_back({key.owner,
-                              key.shape,
-                              Refusal::Why::kInfeasible,
-                              "'" + entry.function + "' asks for " + describe(class_key.resources) +
-                                  "; of these the whole node has " + describe(most),
-                              {}});
+      out.refusals.push_back(
+          {key.owner, key.shape, Refusal::Why::kInfeasible, why_infeasible(class_key, entry), {}});
     }
   }
+  for (const auto& [message, keys] : too_large) refuse(keys, Refusal::Why::kBundleTooSmall, message, {});
 }
 
 void Scheduler::match(int64_t now_us, Pass& pass, Decisions& out) {
   // Who starves is served first; until it can be, room is kept for it, for a bounded time.
-  Class* starving = nullptr;
-  for (auto& [key, cls] : classes_) {
-    if (!cls.feasible || now_us - cls.waiting_since_us < options_.starving_us) continue;
-    if (cls.room_kept_until_us != 0 && now_us >= cls.room_kept_until_us) {
-      cls.room_kept_until_us = 0;
-      cls.room_again_at_us = now_us + options_.keep_room_us;
+  Patience* starving = nullptr;
+  Class* starving_class = nullptr;
+  auto consider = [&](Patience& waiter, Class* cls) {
+    if (now_us - waiter.waiting_since_us < options_.starving_us) return;
+    if (waiter.room_kept_until_us != 0 && now_us >= waiter.room_kept_until_us) {
+      waiter.room_kept_until_us = 0;
+      waiter.room_again_at_us = now_us + options_.keep_room_us;
     }
-    if (now_us < cls.room_again_at_us) continue;
-    if (starving == nullptr || cls.waiting_since_us < starving->waiting_since_us) starving = &cls;
-  }
-  if (starving != nullptr) {
-    if (book_.fits(starving->key.resources)) {
-      serve(*starving, now_us, pass, out);
+    if (now_us < waiter.room_again_at_us) return;
+    if (starving != nullptr && starving->waiting_since_us <= waiter.waiting_since_us) return;
+    starving = &waiter;
+    starving_class = cls;
+  };
+  for (auto& [key, cls] : classes_)
+    if (cls.feasible) consider(cls, &cls);
+  for (auto& [id, group] : groups_)
+    if (!group.reserved) consider(group, nullptr);
+  // Room is kept only where leases that end can make it; actors stay.
+  auto keep_room = [&](const Spot& spot, const Resources& need) {
+    Resources reachable = book_at(spot).available();
+    for (const auto& [number, lease] : leases_)
+      if (lease.entry.owner != 0 && lease.spot == spot) add_to(reachable, lease.allocation.amounts);
+    if (!std::all_of(need.begin(), need.end(),
+                     [&](const auto& item) { return reachable[item.first] >= item.second; }))
+      return false;
+    if (starving->room_kept_until_us == 0) starving->room_kept_until_us = now_us + options_.keep_room_us;
+    pass.starving = starving;
+    add_to(pass.reserved[spot], need);
+    return true;
+  };
+  if (starving_class != nullptr) {
+    const ClassKey& key = starving_class->key;
+    const std::vector<Spot> spots = spots_of(key.place);
+    if (std::any_of(spots.begin(), spots.end(),
+                    [&](const Spot& spot) { return book_at(spot).fits(key.resources); })) {
+      serve(*starving_class, now_us, pass, out);
     } else {
-      // Only where leases that end can make the room; actors stay.
-      Resources reachable = book_.available();
-      for (const auto& [number, lease] : leases_)
-        if (lease.entry.owner != 0) add_to(reachable, lease.allocation.amounts);
-      bool reached = std::all_of(starving->key.resources.begin(), starving->key.resources.end(),
-                                 [&](const auto& item) { return reachable[item.first] >= item.second; });
-      if (reached) {
-        if (starving->room_kept_until_us == 0) starving->room_kept_until_us = now_us + options_.keep_room_us;
-        pass.starving = starving;
-        add_to(pass.reserved, starving->key.resources);
-      }
+      for (const Spot& spot : spots)
+        if (keep_room(spot, key.resources)) break;
     }
+  } else if (starving != nullptr) {
+    keep_room(Spot{}, static_cast<Group*>(starving)->sum);
   }
+  reserve_waiting(now_us, pass, out);
   while (true) {
     Class* next = nullptr;
     std::tuple<int64_t, int32_t, uint64_t> best;
@@ -363,7 +588,11 @@ void Scheduler::match(int64_t now_us, Pass& pass, Decisions& out) {
 /// The class is gone after its last grant; then nothing may touch it.
 bool Scheduler::serve(Class& cls, int64_t now_us, Pass& pass, Decisions& out) {
   const ClassKey class_key = cls.key;
-  if (!book_.fits_beside(class_key.resources, pass.reserved)) return false;
+  const std::vector<Spot> spots = spots_of(class_key.place);
+  const auto spot = std::find_if(spots.begin(), spots.end(), [&](const Spot& candidate) {
+    return book_at(candidate).fits_beside(class_key.resources, pass.reserved[candidate]);
+  });
+  if (spot == spots.end()) return false;
   Pool& pool = pools_[class_key.pool];
   if (pool.idle.empty()) {
     uint32_t waiting = 0;
@@ -376,8 +605,8 @@ bool Scheduler::serve(Class& cls, int64_t now_us, Pass& pass, Decisions& out) {
     if (asked >= waiting) return false;
     ++asked;
     ++pass.wanted[class_key.pool];
-    add_to(pass.reserved, class_key.resources);
-    add_to(pass.promised[class_key.job], class_key.resources);
+    add_to(pass.reserved[*spot], class_key.resources);
+    if (spot->group.is_nil()) add_to(pass.promised[class_key.job], class_key.resources);
     return true;
   }
   ProcessNumber worker_number = pool.idle.rbegin()->second;
@@ -386,11 +615,18 @@ bool Scheduler::serve(Class& cls, int64_t now_us, Pass& pass, Decisions& out) {
 
   EntryKey key = cls.queue.begin()->second;
   Entry& entry = entries_.at(key);
-  Lease lease{key,           class_key,     entry.function,
-              entry.running, worker_number, book_.take(class_key.resources),
-              now_us,        false};
+  Lease lease{key,
+              class_key,
+              entry.function,
+              entry.running,
+              worker_number,
+              *spot,
+              book_at(*spot).take(class_key.resources),
+              now_us,
+              false};
+  if (auto bundle = bundles_.find(*spot); bundle != bundles_.end()) ++bundle->second.leases;
   ResourceInstances instances = lease.allocation.instances();
-  add_to(job(class_key.job).used, lease.allocation.amounts);
+  account(lease, true);
   LeaseNumber number = ++last_lease_;
   worker.lease = number;
   worker.blocked = false;
@@ -428,8 +664,9 @@ struct Scheduler::Shares {
   std::map<JobId, Resources> used;
   void move(const Lease& from, const EntryKey& to, const ClassKey& to_class) {
     --held[from.entry];
-    subtract_from(used[from.class_key.job], from.allocation.amounts);
     ++held[to];
+    if (!from.spot.group.is_nil()) return;
+    subtract_from(used[from.class_key.job], from.allocation.amounts);
     add_to(used[to_class.job], to_class.resources);
   }
 };
@@ -448,21 +685,69 @@ bool Scheduler::may_recall_for(const Lease& lease, const EntryKey& waiter, const
   return share(lease.entry, theirs) > share(waiter, ours);
 }
 
+/// Leases of `spot` whose end brings what `lacks` (or, anywhere, a worker), in the order in which they were
+/// granted. Empty when that is not enough.
+std::vector<Scheduler::Lease*> Scheduler::recallable(const Spot& spot, Resources lacks, bool& lacks_worker,
+                                                     int64_t now_us,
+                                                     const std::function<bool(const Lease&)>& may) {
+  std::vector<Lease*> victims;
+  for (auto& [number, lease] : leases_) {
+    if (lacks.empty() && !lacks_worker) break;
+    if (lease.recalled || lease.entry.owner == 0 || now_us - lease.granted_us < options_.quantum_us) continue;
+    Resources frees = lease.spot == spot ? lease.allocation.amounts : Resources{};
+    if (lease.allocation.cpu_lent) frees.erase("CPU");
+    const bool helps = lacks_worker || std::any_of(lacks.begin(), lacks.end(), [&](const auto& lack) {
+                         return frees.count(lack.first) > 0;
+                       });
+    if (!helps || !may(lease)) continue;
+    victims.push_back(&lease);
+    lacks_worker = false;
+    for (const auto& [name, units] : frees)
+      if (auto lack = lacks.find(name); lack != lacks.end() && (lack->second -= units) <= 0)
+        lacks.erase(lack);
+  }
+  if (!lacks.empty() || lacks_worker) victims.clear();
+  return victims;
+}
+
 void Scheduler::recall(int64_t now_us, const Pass& pass, Decisions& out) {
-  Resources coming = book_.available();
+  std::map<Spot, Resources> coming{{Spot{}, book_.available()}};
+  for (const auto& [spot, bundle] : bundles_) coming[spot] = bundle.book.available();
   int64_t workers_coming = 0;
   Shares shares;
+  auto comes = [&](const Lease& lease) {
+    Resources amounts = lease.allocation.amounts;
+    if (lease.allocation.cpu_lent) amounts.erase("CPU");
+    add_to(coming[lease.spot], amounts);
+    ++workers_coming;
+  };
+  auto lacking = [](const Resources& need, const Resources& have) {
+    Resources lacks;
+    for (const auto& [name, units] : need)
+      if (auto there = have.find(name); there == have.end() || there->second < units)
+        lacks[name] = units - (there == have.end() ? 0 : std::max<int64_t>(0, there->second));
+    return lacks;
+  };
   for (const auto& [id, held_by] : jobs_) shares.used[id] = held_by.used;
   for (const auto& [number, lease] : leases_) {
     if (!lease.recalled) {
       ++shares.held[lease.entry];
       continue;
     }
-    subtract_from(shares.used[lease.class_key.job], lease.allocation.amounts);
-    Resources amounts = lease.allocation.amounts;
-    if (lease.allocation.cpu_lent) amounts.erase("CPU");
-    add_to(coming, amounts);
-    ++workers_coming;
+    if (lease.spot.group.is_nil()) subtract_from(shares.used[lease.class_key.job], lease.allocation.amounts);
+    comes(lease);
+  }
+  // A group takes its room for good, as an actor does: leases are recalled for it whoever holds them.
+  for (const auto& [id, group] : groups_) {
+    if (group.reserved) continue;
+    bool lacks_worker = false;
+    for (Lease* lease : recallable(Spot{}, lacking(group.sum, coming[Spot{}]), lacks_worker, now_us,
+                                   [](const Lease&) { return true; })) {
+      lease->recalled = true;
+      comes(*lease);
+      out.recalls.push_back({lease->entry.owner, workers_.at(lease->worker).lease});
+    }
+    if (lacking(group.sum, coming[Spot{}]).empty()) subtract_from(coming[Spot{}], group.sum);
   }
   std::vector<std::tuple<int64_t, int32_t, uint64_t, const Class*>> order;
   for (const auto& [key, cls] : classes_)
@@ -472,58 +757,48 @@ void Scheduler::recall(int64_t now_us, const Pass& pass, Decisions& out) {
   std::sort(order.begin(), order.end());
   for (const auto& [share, priority, turn, cls] : order) {
     const Resources& need = cls->key.resources;
-    bool waits_for_worker = book_.fits(need);
+    const std::vector<Spot> spots = spots_of(cls->key.place);
+    const auto fitting =
+        std::find_if(spots.begin(), spots.end(), [&](const Spot& spot) { return book_at(spot).fits(need); });
+    const bool waits_for_worker = fitting != spots.end();
     if (waits_for_worker && !pass.at_workers_max) {
-      subtract_from(coming, need);
+      subtract_from(coming[*fitting], need);
       continue;
     }
-    bool starves = now_us - cls->waiting_since_us >= options_.starving_us;
+    const bool starves = now_us - cls->waiting_since_us >= options_.starving_us;
     bool served = true;
     for (auto item = cls->queue.begin(); served && item != cls->queue.end(); ++item) {
-      const Entry& entry = entries_.at(item->second);
+      const EntryKey key = item->second;
+      const Entry& entry = entries_.at(key);
       for (uint32_t missing = entry.wanted - entry.held; served && missing > 0; --missing) {
-        Resources lacks;
-        for (const auto& [name, units] : need)
-          if (auto have = coming.find(name); have == coming.end() || have->second < units)
-            lacks[name] = units - (have == coming.end() ? 0 : std::max<int64_t>(0, have->second));
-        bool lacks_worker = waits_for_worker && workers_coming <= 0;
-        std::vector<LeaseNumber> victims;
-        const Shares before = shares;
-        for (auto& [number, lease] : leases_) {  // in the order in which they were granted
-          if (lacks.empty() && !lacks_worker) break;
-          if (lease.recalled || lease.entry.owner == 0 || now_us - lease.granted_us < options_.quantum_us)
+        served = false;
+        for (const Spot& spot : spots) {
+          if (!book_at(spot).feasible(need)) continue;
+          bool lacks_worker = waits_for_worker && workers_coming <= 0;
+          const Resources lacks = lacking(need, coming[spot]);
+          const Shares before = shares;
+          const bool lacked = lacks_worker || !lacks.empty();
+          const std::vector<Lease*> victims =
+              recallable(spot, lacks, lacks_worker, now_us, [&](const Lease& lease) {
+                const bool may = lease.entry != key &&
+                                 (may_recall_for(lease, key, entry, shares) || (starves && entry.held == 0));
+                if (may) shares.move(lease, key, cls->key);
+                return may;
+              });
+          if (lacked && victims.empty()) {
+            shares = before;
             continue;
-          Resources frees = lease.allocation.amounts;
-          if (lease.allocation.cpu_lent) frees.erase("CPU");
-          bool helps = lacks_worker || std::any_of(lacks.begin(), lacks.end(), [&](const auto& lack) {
-                         return frees.count(lack.first) > 0;
-                       });
-          bool own = lease.entry == item->second;
-          if (!helps || own) continue;
-          if (!may_recall_for(lease, item->second, entry, shares) && !(starves && entry.held == 0)) continue;
-          victims.push_back(number);
-          shares.move(lease, item->second, cls->key);
-          lacks_worker = false;
-          for (const auto& [name, units] : frees)
-            if (auto lack = lacks.find(name); lack != lacks.end() && (lack->second -= units) <= 0)
-              lacks.erase(lack);
-        }
-        served = lacks.empty() && !lacks_worker;
-        if (!served) {
-          shares = before;
+          }
+          for (Lease* lease : victims) {
+            lease->recalled = true;
+            comes(*lease);
+            out.recalls.push_back({lease->entry.owner, workers_.at(lease->worker).lease});
+          }
+          subtract_from(coming[spot], need);
+          if (waits_for_worker) --workers_coming;
+          served = true;
           break;
         }
-        for (LeaseNumber number : victims) {
-          Lease& lease = leases_.at(number);
-          lease.recalled = true;
-          Resources frees = lease.allocation.amounts;
-          if (lease.allocation.cpu_lent) frees.erase("CPU");
-          add_to(coming, frees);
-          ++workers_coming;
-          out.recalls.push_back({lease.entry.owner, number});
-        }
-        subtract_from(coming, need);
-        if (waits_for_worker) --workers_coming;
       }
     }
   }
@@ -581,13 +856,16 @@ std::optional<int64_t> Scheduler::next_deadline(int64_t now_us) const {
     if (time_us > now_us && (!next || time_us < *next)) next = time_us;
   };
   bool waiting = false;
-  for (const auto& [key, cls] : classes_) {
-    if (!cls.feasible) continue;
+  auto wake_for = [&](const Patience& waiter) {
     waiting = true;
-    at(cls.waiting_since_us + options_.starving_us);
-    at(cls.room_kept_until_us);
-    at(cls.room_again_at_us);
-  }
+    at(waiter.waiting_since_us + options_.starving_us);
+    at(waiter.room_kept_until_us);
+    at(waiter.room_again_at_us);
+  };
+  for (const auto& [key, cls] : classes_)
+    if (cls.feasible) wake_for(cls);
+  for (const auto& [id, group] : groups_)
+    if (!group.reserved) wake_for(group);
   if (waiting)
     for (const auto& [number, lease] : leases_)
       if (!lease.recalled && lease.entry.owner != 0) at(lease.granted_us + options_.quantum_us);
@@ -632,7 +910,10 @@ ProcessNumber Scheduler::worker_of(LeaseNumber lease) const {
 std::vector<Wait> Scheduler::waits() const {
   std::vector<Wait> out;
   for (const auto& [class_key, cls] : classes_) {
-    Resources lacks = book_.lacking(class_key.resources);
+    const std::vector<Spot> spots = spots_of(class_key.place);
+    if (spots.size() != 1) continue;  // any of several bundles: no single answer to who holds what it lacks
+    const Spot spot = spots.front();
+    Resources lacks = book_at(spot).lacking(class_key.resources);
     if (lacks.empty()) continue;
     for (const auto& [turn, key] : cls.queue) {
       Wait wait{key.owner, key.shape, entries_.at(key).function, lacks, {}, cls.feasible};
@@ -641,7 +922,7 @@ std::vector<Wait> Scheduler::waits() const {
         for (const auto& [name, units] : lacks)
           if (auto held = lease.allocation.amounts.find(name); held != lease.allocation.amounts.end())
             holds[name] = held->second;
-        if (!holds.empty())
+        if (!holds.empty() && lease.spot == spot)
           wait.holders.push_back({lease.worker, lease.function, holds, workers_.at(lease.worker).blocked});
       }
       out.push_back(std::move(wait));
@@ -674,20 +955,35 @@ std::vector<Wait> Scheduler::waits() const {
 }
 
 bool Scheduler::is_idle() const {
-  return leases_.empty() && entries_.empty() && classes_.empty() && book_.is_whole();
+  return leases_.empty() && entries_.empty() && classes_.empty() && groups_.empty() && bundles_.empty() &&
+         book_.is_whole();
 }
 
 std::string Scheduler::check() const {
   if (auto wrong = book_.check(); !wrong.empty()) return wrong;
-  Resources held, lent;
+  std::map<Spot, Resources> held, lent;
+  std::map<Spot, uint32_t> held_in;
   for (const auto& [number, lease] : leases_) {
-    add_to(held, lease.allocation.amounts);
-    lent["CPU"] += lease.allocation.cpu_lent;
+    if (!lease.spot.group.is_nil() && !bundles_.contains(lease.spot)) return "a lease outlives its bundle";
+    add_to(held[lease.spot], lease.allocation.amounts);
+    lent[lease.spot]["CPU"] += lease.allocation.cpu_lent;
+    ++held_in[lease.spot];
     auto worker = workers_.find(lease.worker);
     if (worker == workers_.end() || worker->second.lease != number) return "a lease and its worker disagree";
   }
+  for (const auto& [spot, bundle] : bundles_) {
+    if (auto wrong = bundle.book.check(); !wrong.empty()) return "in a bundle, " + wrong;
+    add_to(held[Spot{}], bundle.reserved.amounts);
+    if (bundle.leases != held_in[spot]) return "a bundle miscounts its leases";
+    if (bundle.closing && bundle.leases == 0) return "a closed bundle is kept";
+    if (!bundle.closing && !groups_.contains(spot.group)) return "a bundle outlives its group";
+    for (const auto& [name, units] : bundle.book.total())
+      if (bundle.book.free_of(name) + held[spot][name] - lent[spot][name] != units)
+        return name + " of a bundle does not add up";
+  }
   for (const auto& [name, units] : book_.total())
-    if (book_.free_of(name) + held[name] - lent[name] != units) return name + " does not add up";
+    if (book_.free_of(name) + held[Spot{}][name] - lent[Spot{}][name] != units)
+      return name + " does not add up";
   uint32_t starting = 0;
   for (const auto& [key, pool] : pools_) {
     starting += pool.starting;

@@ -4,10 +4,12 @@
 // class runs under the node daemon and in the simulator. It grants never more than there is (but for a
 // blocked worker that resumes, which is over-subscribed until the books balance), and every queued shape
 // is served within a bounded number of quanta as long as leases are returned when they are recalled.
+// Placement groups: a reservation takes all bundles of a group that belong to this node, or none, as soon as
+// they fit; what runs in a group takes from its bundle and never from the rest of the node.
 // It does not: know processes, sockets, tasks or arguments. Single owner, no thread of its own.
 #pragma once
 
-#include <deque>
+#include <functional>
 #include <map>
 #include <optional>
 #include <set>
@@ -31,6 +33,17 @@ struct PoolKey {
   std::string language;
   friend auto operator<=>(const PoolKey&, const PoolKey&) = default;
 };
+
+/// Where a demand takes its resources from.
+struct Place {
+  PlacementGroupId group;  ///< nil: what no group has reserved
+  int32_t bundle = -1;     ///< of the group; -1: any
+  std::string barred;      ///< not empty: why it may not run on this node; it waits for another one
+  friend auto operator<=>(const Place&, const Place&) = default;
+};
+
+/// By index within the group.
+using Bundles = std::map<int32_t, Resources>;
 
 struct SchedulerOptions {
   Resources total;
@@ -74,7 +87,12 @@ struct StopWorker {
   Why why{};
 };
 struct Refusal {
-  enum class Why : uint8_t { kInfeasible, kStartFailed };
+  enum class Why : uint8_t {
+    kInfeasible,      ///< stays queued
+    kStartFailed,     ///< of a worker; dropped
+    kBundleTooSmall,  ///< its bundle can never hold it; dropped
+    kGroupRemoved,    ///< dropped
+  };
   ProcessNumber owner{};  ///< 0 when it is an actor
   uint64_t shape_id{};    ///< or the actor's number
   Why why{};
@@ -82,7 +100,21 @@ struct Refusal {
   PoolKey pool;  ///< of kStartFailed
 };
 
+/// The bundles of a reservation are taken.
+struct Reserved {
+  PlacementGroupId group;
+  uint64_t attempt{};
+};
+/// Runs in a group that is given up: its worker must be killed.
+struct Eviction {
+  ProcessNumber worker{};
+  PlacementGroupId group;
+  std::string why;
+};
+
 struct Decisions {
+  std::vector<Reserved> reserved;
+  std::vector<Eviction> evictions;
   std::vector<Grant> grants;
   std::vector<ActorPlacement> placements;
   std::vector<Recall> recalls;
@@ -120,11 +152,11 @@ class Scheduler {
   void finish_job(const JobId& job);
   void demand(ProcessNumber owner, uint64_t shape_id, const JobId& job, const Resources& resources,
               const std::string& runtime_env, const std::string& function, int32_t priority, uint32_t wanted,
-              uint64_t backlog, int64_t now_us);
+              uint64_t backlog, int64_t now_us, const Place& place = {});
   void lease_returned(ProcessNumber owner, LeaseNumber lease, bool worker_exits, int64_t now_us);
   void place_actor(uint64_t actor, const JobId& job, const Resources& placement, const Resources& running,
-                   const std::string& runtime_env, const std::string& function, bool detached,
-                   int64_t now_us);
+                   const std::string& runtime_env, const std::string& function, bool detached, int64_t now_us,
+                   const Place& place = {});
   void cancel_actor(uint64_t actor);  ///< no effect once it is placed
   void actor_created(ProcessNumber worker);
   void worker_ready(ProcessNumber worker, int64_t now_us);
@@ -132,6 +164,18 @@ class Scheduler {
   /// For every process, worker or driver: its demands, its leases and what it ran are gone.
   void process_died(ProcessNumber process, int64_t now_us);
   void blocked(ProcessNumber worker, bool is_blocked);
+
+  /// Queues a reservation; Decisions::reserved tells when it is made. The same attempt again changes nothing
+  /// (and is told again if it was made); a later one replaces the earlier, an earlier one is late.
+  void reserve(const PlacementGroupId& group, uint64_t attempt, Bundles bundles, int64_t now_us);
+  /// Can all of these bundles be taken now?
+  bool has_room(const Bundles& bundles) const;
+  /// From now on demands of the group are served.
+  void commit(const PlacementGroupId& group, uint64_t attempt);
+  /// Takes the reservation back, up to `attempt`: what runs in it is evicted; what waits for it waits on.
+  void unreserve(const PlacementGroupId& group, uint64_t attempt, const std::string& why);
+  /// The group is gone for good: as unreserve(), and what waits for it is refused.
+  void end_group(const PlacementGroupId& group, const std::string& why);
 
   Decisions decide(int64_t now_us);
   /// When decide() should be called again if no event comes.
@@ -141,6 +185,13 @@ class Scheduler {
   Resources available() const { return book_.available(); }
   const Resources& total() const { return book_.total(); }
   uint64_t queued() const;
+  /// Bundles that are made, by Ray's names (CPU_group_0_<id>, CPU_group_<id>, bundle_group_<id> ...).
+  Resources bundle_resources(bool available) const;
+  struct Holding {
+    PlacementGroupId group;
+    uint64_t attempt{};
+  };
+  std::vector<Holding> holdings() const;           ///< reservations made or queued
   bool cpu_wanted() const { return cpu_wanted_; }  ///< as of the last decide()
   size_t worker_count() const { return workers_.size(); }
   std::vector<ProcessNumber> leased_workers() const;  ///< actors' included
@@ -172,15 +223,40 @@ class Scheduler {
     int32_t priority{};
     Resources resources;
     PoolKey pool;
+    Place place;
     friend auto operator<=>(const ClassKey&, const ClassKey&) = default;
   };
-  struct Class {
-    ClassKey key;
-    std::map<uint64_t, EntryKey> queue;  ///< by turn: those that want more than they hold
+  /// How long somebody has waited, and for how long room is kept free for him.
+  struct Patience {
     int64_t waiting_since_us = -1;
     int64_t room_kept_until_us{};
     int64_t room_again_at_us{};
-    bool feasible = true;
+  };
+  struct Class : Patience {
+    ClassKey key;
+    std::map<uint64_t, EntryKey> queue;  ///< by turn: those that want more than they hold
+    bool feasible = true;                ///< can be served once leases end
+  };
+  /// One pool of resources: what no group has reserved (nil), or one bundle.
+  struct Spot {
+    PlacementGroupId group;
+    int32_t bundle = -1;
+    uint64_t attempt{};  ///< a bundle that closes may have a successor
+    friend auto operator<=>(const Spot&, const Spot&) = default;
+  };
+  struct Bundle {
+    Allocation reserved;
+    ResourceBook book;
+    uint32_t leases{};
+    bool closing{};  ///< given back when the last lease ends
+  };
+  struct Group : Patience {
+    uint64_t attempt{};
+    Bundles wanted;  ///< until they are reserved
+    Resources sum;   ///< of all bundles
+    bool reserved{};
+    bool committed{};
+    bool told{};  ///< Decisions::reserved
   };
   struct Entry {
     ClassKey class_key;
@@ -199,6 +275,7 @@ class Scheduler {
     std::string function;
     Resources running;
     ProcessNumber worker{};
+    Spot spot;
     Allocation allocation;
     int64_t granted_us{};
     bool recalled{};
@@ -226,10 +303,25 @@ class Scheduler {
   void make_idle(ProcessNumber number, Worker& worker, int64_t now_us);
   void stop(ProcessNumber number, StopWorker::Why why);
   void settle_refusals(int64_t now_us, Decisions& out);
+  void refuse(const std::vector<EntryKey>& keys, Refusal::Why why, const std::string& message,
+              const PoolKey& pool);
+  std::string why_infeasible(const ClassKey& key, const Entry& entry) const;
+  ResourceBook& book_at(const Spot& spot);
+  const ResourceBook& book_at(const Spot& spot) const { return const_cast<Scheduler*>(this)->book_at(spot); }
+  /// Where demands of this place may be served now; empty: nowhere (yet).
+  std::vector<Spot> spots_of(const Place& place) const;
+  bool is_feasible(const ClassKey& key) const;
+  void review_classes(const PlacementGroupId& group);
+  bool try_reserve(const PlacementGroupId& id, Group& group);
+  void reserve_waiting(int64_t now_us, Pass& pass, Decisions& out);
+  void close_bundles(const PlacementGroupId& id, Group& group, const std::string& why);
+  void account(const Lease& lease, bool held);
   void match(int64_t now_us, Pass& pass, Decisions& out);
   bool serve(Class& cls, int64_t now_us, Pass& pass, Decisions& out);
   void recall(int64_t now_us, const Pass& pass, Decisions& out);
   bool may_recall_for(const Lease& lease, const EntryKey& waiter, const Entry& entry, Shares& shares) const;
+  std::vector<Lease*> recallable(const Spot& spot, Resources lacks, bool& lacks_worker, int64_t now_us,
+                                 const std::function<bool(const Lease&)>& may);
   void start_workers(int64_t now_us, Pass& pass, Decisions& out);
   void reap(int64_t now_us, Decisions& out);
 
@@ -247,7 +339,11 @@ class Scheduler {
   std::map<EntryKey, Entry> entries_;
   std::map<ClassKey, Class> classes_;
   std::map<LeaseNumber, Lease> leases_;
+  std::map<PlacementGroupId, Group> groups_;
+  std::map<Spot, Bundle> bundles_;
   std::vector<StopWorker> stops_;
+  std::vector<Eviction> evictions_;
+  std::vector<Refusal> refusals_;
 };
 
 }  // namespace skate::node
