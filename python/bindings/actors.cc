@@ -257,6 +257,7 @@ PyObject* py_create_actor(PyObject*, PyObject* args) {
     return nullptr;
   spec.max_concurrency = static_cast<int32_t>(std::min<int64_t>(max_concurrency, 1 << 20));
   if (spec.runtime_env.empty()) spec.runtime_env = default_runtime_env();
+  inherit_group(spec.scheduling);
   if (PyObject* resources = PyDict_GetItemString(options, "resources"))
     if (!resources_from(resources, spec.resources)) return nullptr;
   if (PyObject* resources = PyDict_GetItemString(options, "placement_resources"))

@@ -141,5 +141,7 @@ PyObject* py_is_cancelled(PyObject*, PyObject*);
 PyObject* py_current_actor(PyObject*, PyObject*);
 /// The task that the current thread runs; nil outside.
 TaskId current_task_id();
+/// Puts what names no strategy of its own into the group that captures the children of what runs here.
+bool inherit_group(std::string& scheduling);
 
 }  // namespace skate::bindings

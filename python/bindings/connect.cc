@@ -273,10 +273,11 @@ PyObject* py_is_connected(PyObject*, PyObject*) { return PyBool_FromLong(current
 
 namespace {
 
-/// A control call that Ctrl-C may interrupt.
-Result<std::string> ask_control(Runtime& runtime, wire::ControlMethod method, const std::string& body) {
+/// A control call that Ctrl-C may interrupt, and that may take `longer` than others.
+Result<std::string> ask_control(Runtime& runtime, wire::ControlMethod method, const std::string& body,
+                                Clock::duration longer = {}) {
   WithoutGil released;
-  return runtime.control_call(method, body, Clock::now() + std::chrono::seconds(60), interrupted);
+  return runtime.control_call(method, body, Clock::now() + std::chrono::seconds(60) + longer, interrupted);
 }
 
 Result<wire::PlacementGroupRequest> group_request(const Runtime& runtime, const nlohmann::json& arguments,
@@ -284,10 +285,18 @@ Result<wire::PlacementGroupRequest> group_request(const Runtime& runtime, const 
   wire::PlacementGroupRequest out;
   secure_random_bytes(reinterpret_cast<uint8_t*>(&out.key), sizeof out.key);
   out.job = runtime.job();
+  out.name_space = runtime.welcome().name_space;
+  out.creator = runtime.self().worker;
+  if (arguments.contains("by_name")) {
+    out.group = PlacementGroupId::nil();
+    out.name = arguments.value("by_name", "");
+    return out;
+  }
   if (!is_new) {
     std::optional<PlacementGroupId> group = PlacementGroupId::parse_hex(arguments.value("id", ""));
     if (!group) return Error{ErrorCode::kInvalid, "that is no id of a placement group"};
     out.group = *group;
+    out.wait_ms = arguments.value("wait_ms", int64_t{0});
     return out;
   }
   out.group = PlacementGroupId::random();
@@ -296,6 +305,10 @@ Result<wire::PlacementGroupRequest> group_request(const Runtime& runtime, const 
     out.name = arguments.value("name", "");
     out.strategy = arguments.value("strategy", "PACK");
     out.detached = arguments.value("detached", false);
+    if (const std::string target = arguments.value("soft_target_node_id", ""); !target.empty())
+      out.soft_target = NodeId::parse_hex(target).value_or(NodeId::nil());
+    for (const nlohmann::json& selector : arguments.at("bundle_label_selector"))
+      out.bundle_labels.push_back(selector.get<std::map<std::string, std::string>>());
     for (const nlohmann::json& bundle : arguments.at("bundles")) {
       wire::Resources resources;
       for (const auto& [name, amount] : bundle.items())
@@ -308,7 +321,8 @@ Result<wire::PlacementGroupRequest> group_request(const Runtime& runtime, const 
   return out;
 }
 
-/// "pg_create", "pg_remove" and "pg_wait" (whether it is there by now) are requests of their own.
+/// "pg_create", "pg_remove", "pg_get" (by name) and "pg_wait" are requests of their own. "pg_wait" is
+/// answered when the group is there or after "wait_ms".
 Result<std::string> ask_group(Runtime& runtime, std::string_view method, const std::string& payload) {
   nlohmann::json arguments = nlohmann::json::parse(payload, nullptr, false);
   if (!arguments.is_object()) return Error{ErrorCode::kInvalid, "the arguments are no JSON object"};
@@ -318,12 +332,14 @@ Result<std::string> ask_group(Runtime& runtime, std::string_view method, const s
   wire::ControlMethod asked = is_new                  ? wire::ControlMethod::kCreatePlacementGroup
                               : method == "pg_remove" ? wire::ControlMethod::kRemovePlacementGroup
                                                       : wire::ControlMethod::kGetPlacementGroup;
-  Result<std::string> reply = ask_control(runtime, asked, wire::encode(*request));
+  Result<std::string> reply =
+      ask_control(runtime, asked, wire::encode(*request), std::chrono::milliseconds(request->wait_ms));
+  if (!reply.ok() && method == "pg_get" && reply.error().code == ErrorCode::kNotFound)
+    return std::string("null");
   if (!reply.ok()) return reply.error();
   Result<wire::PlacementGroupReply> group = wire::decode<wire::PlacementGroupReply>(*reply);
   if (!group.ok()) return group.error();
-  if (method == "pg_wait") return std::string(group->created ? "true" : "false");
-  return nlohmann::json{{"id", request->group.hex()}, {"state", group->state}}.dump();
+  return nlohmann::json{{"id", group->group.hex()}, {"state", group->state}}.dump();
 }
 
 }  // namespace
@@ -334,7 +350,7 @@ PyObject* py_control_call(PyObject*, PyObject* args) {
   Runtime* runtime = require_runtime();
   if (runtime == nullptr) return nullptr;
   std::string_view name = method;
-  if (name == "pg_create" || name == "pg_remove" || name == "pg_wait") {
+  if (name == "pg_create" || name == "pg_remove" || name == "pg_wait" || name == "pg_get") {
     Result<std::string> json = ask_group(*runtime, name, payload);
     if (json.ok()) return PyUnicode_FromStringAndSize(json->data(), static_cast<Py_ssize_t>(json->size()));
     set_error(json.error());

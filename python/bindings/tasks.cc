@@ -245,6 +245,7 @@ PyType_Spec stream_spec = {"skate._skate.StreamCore", sizeof(StreamObject), 0,
 
 struct TemplateObject {
   PyObject_HEAD std::shared_ptr<TaskSpec> spec;
+  std::shared_ptr<TaskSpec> captured;  ///< the same within the group that captures the caller's children
   PyObject* blob;
   PyObject* check;
   int64_t arity_min, arity_max;
@@ -273,12 +274,14 @@ PyObject* template_new(PyTypeObject* type, PyObject*, PyObject*) {
   auto* self = reinterpret_cast<TemplateObject*>(type->tp_alloc(type, 0));
   if (self == nullptr) return nullptr;
   new (&self->spec) std::shared_ptr<TaskSpec>();
+  new (&self->captured) std::shared_ptr<TaskSpec>();
   return reinterpret_cast<PyObject*>(self);
 }
 
 void template_dealloc(PyObject* object) {
   auto* self = reinterpret_cast<TemplateObject*>(object);
   self->spec.~shared_ptr();
+  self->captured.~shared_ptr();
   Py_XDECREF(self->blob);
   Py_XDECREF(self->check);
   PyTypeObject* type = Py_TYPE(object);
@@ -347,7 +350,20 @@ PyObject* template_submit(PyObject* object, PyObject* const* args, Py_ssize_t co
         fresh->name);
     if (fresh->shape.runtime_env.empty()) fresh->shape.runtime_env = default_runtime_env();
     self->spec = std::move(fresh);
+    self->captured.reset();
     self->epoch = connection_epoch();
+  }
+  std::shared_ptr<TaskSpec> spec = self->spec;
+  if (runtime->is_worker()) {
+    std::string scheduling = spec->shape.scheduling;
+    if (inherit_group(scheduling)) {
+      if (!self->captured || self->captured->shape.scheduling != scheduling) {
+        self->captured = std::make_shared<TaskSpec>(*spec);
+        self->captured->shape_queue = nullptr;
+        self->captured->shape.scheduling = std::move(scheduling);
+      }
+      spec = self->captured;
+    }
   }
   size_t n = static_cast<size_t>(count);
   if (!check_arity(self->check, self->arity_min, self->arity_max, args, n, keyword_names)) return nullptr;
@@ -355,11 +371,11 @@ PyObject* template_submit(PyObject* object, PyObject* const* args, Py_ssize_t co
   std::vector<Entry*> pinned;
   if ((n != 0 || keyword_names != nullptr) &&
       !build_arguments(*runtime, args, n, keyword_names, arguments, pinned)) {
-    blame_argument_of(self->spec->name);
+    blame_argument_of(spec->name);
     return nullptr;
   }
-  return wrap_returns(
-      *self->spec, runtime->submit(self->spec, std::move(arguments), std::move(pinned), current_task_id()));
+  return wrap_returns(*spec,
+                      runtime->submit(spec, std::move(arguments), std::move(pinned), current_task_id()));
 }
 
 PyMethodDef template_methods[] = {

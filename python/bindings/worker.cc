@@ -719,6 +719,32 @@ void wait_until_unneeded(Runtime& runtime) {
 
 }  // namespace
 
+/// JSON of the group that the current task or actor captures its children in; "" for none.
+std::string captured_scheduling() {
+  TaskPtr task = current_task();
+  const wire::LeaseInfo* lease = actor.alive ? actor.lease.get() : task ? task->lease.get() : nullptr;
+  if (lease == nullptr || lease->scheduling.empty()) return {};
+  nlohmann::json plan = nlohmann::json::parse(lease->scheduling, nullptr, false);
+  if (!plan.is_object() || plan.value("strategy", "") != "placement_group") return {};
+  if (!plan.value("capture_child_tasks", false)) return {};
+  return nlohmann::json{{"strategy", "placement_group"},
+                        {"id", plan.value("id", "")},
+                        {"bundle_index", -1},
+                        {"capture_child_tasks", true}}
+      .dump();
+}
+
+bool inherit_group(std::string& scheduling) {
+  const std::string captured = captured_scheduling();
+  if (captured.empty()) return false;
+  nlohmann::json plan = nlohmann::json::object();
+  if (!scheduling.empty()) plan = nlohmann::json::parse(scheduling, nullptr, false);
+  if (!plan.is_object() || plan.contains("strategy")) return false;
+  plan.update(nlohmann::json::parse(captured));
+  scheduling = plan.dump();
+  return true;
+}
+
 TaskId current_task_id() {
   TaskPtr task = current_task();
   return task ? (task->create ? TaskId::actor_creation(task->create->spec.actor) : task->header.task)
@@ -842,6 +868,10 @@ PyObject* py_context(PyObject*, PyObject*) {
   const wire::LeaseInfo* lease = actor.alive ? actor.lease.get() : task ? task->lease.get() : nullptr;
   Object resources(PyDict_New()), accelerators(PyDict_New()), labels(PyDict_New());
   if (!resources || !accelerators || !labels) return nullptr;
+  for (const auto& [key, value] : runtime->welcome().node_labels) {
+    Object text(PyUnicode_DecodeUTF8(value.data(), static_cast<Py_ssize_t>(value.size()), "replace"));
+    if (!text || PyDict_SetItemString(labels.get(), key.c_str(), text.get()) != 0) return nullptr;
+  }
   if (lease != nullptr) {
     for (const auto& [name, amount] : lease->resources) {
       Object value(PyFloat_FromDouble(static_cast<double>(amount) / wire::kResourceUnit));

@@ -239,10 +239,16 @@ def check_label_selector(selector: Any) -> None:
     import re
 
     word = r"[A-Za-z0-9](?:[-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
-    pattern = re.compile(rf"!?(?:{word})?|!?in\(\s*{word}(?:\s*,\s*{word})*\s*\)")
+    pattern = re.compile(rf"(?:!?{word})?|!?in\(\s*{word}(?:\s*,\s*{word})*\s*\)")
+    keys = re.compile(rf"(?:{word}(?:\.{word})*/)?{word}")
     for key, value in selector.items():
         if not isinstance(key, str) or not isinstance(value, str):
             raise TypeError(f"a label selector maps strings to strings, not {key!r} to {value!r}")
+        if not keys.fullmatch(key):
+            raise ValueError(
+                f"{key!r} is no key of a label: it has at most 63 letters, digits, dashes, dots and "
+                "underscores, after an optional prefix (a domain name) and a slash"
+            )
         if not pattern.fullmatch(value):
             raise ValueError(
                 f"the label selector {key}={value!r} is malformed: write 'value', '!value', 'in(a, b)' or "
@@ -312,21 +318,10 @@ def returns(num_returns: Any, function_is_generator: bool) -> tuple[int, str]:
 def scheduling_json(options: dict[str, Any]) -> str:
     """Strategy, selector and labels as JSON; "" for the default."""
     plan: dict[str, Any] = {}
-    strategy = options.get("scheduling_strategy")
-    group = options.get("placement_group", "default")
-    if group not in ("default", None):
-        from skate.util.scheduling_strategies import PlacementGroupSchedulingStrategy
-
-        if strategy is not None:
-            raise ValueError("pass either scheduling_strategy or placement_group, not both")
-        strategy = PlacementGroupSchedulingStrategy(
-            group,
-            options.get("placement_group_bundle_index", -1),
-            options.get("placement_group_capture_child_tasks"),
-        )
-    elif group is None and strategy is None and "placement_group" in options:
+    strategy = _chosen_strategy(options)
+    if strategy is None and options.get("placement_group", "default") is None:
         plan["strategy"] = "none"  # not even the placement group of the submitting task
-    if strategy is not None and strategy != "DEFAULT":
+    if strategy is not None:
         plan.update(_strategy(strategy))
     if options.get("label_selector"):
         plan["label_selector"] = options["label_selector"]
@@ -337,9 +332,45 @@ def scheduling_json(options: dict[str, Any]) -> str:
     return json.dumps(plan) if plan else ""
 
 
+def _chosen_strategy(options: dict[str, Any]) -> Any:
+    strategy = options.get("scheduling_strategy")
+    group = options.get("placement_group", "default")
+    if group in ("default", None):
+        return strategy
+    from skate.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    if strategy is not None:
+        raise ValueError("pass either scheduling_strategy or placement_group, not both")
+    return PlacementGroupSchedulingStrategy(
+        group,
+        options.get("placement_group_bundle_index", -1),
+        options.get("placement_group_capture_child_tasks"),
+    )
+
+
+def check_bundles(options: dict[str, Any], name: str, *demands: dict[str, float]) -> None:
+    """Whether the placement group could hold each of the demands, once it is there and empty."""
+    from skate.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    strategy = _chosen_strategy(options)
+    if not isinstance(strategy, PlacementGroupSchedulingStrategy) or strategy.placement_group is None:
+        return
+    index, bundles = strategy.placement_group_bundle_index, strategy.placement_group.bundle_specs
+    meant = bundles if index == -1 else bundles[index : index + 1]
+    for demand in demands:
+        if meant and not any(all(b.get(r, 0) >= q for r, q in demand.items()) for b in meant):
+            where = "no bundle" if index == -1 else f"not bundle {index}"
+            raise ValueError(
+                f"{name} asks for {demand}, and {where} of its placement group can ever hold that. The "
+                f"bundles are {bundles}: ask for less, or make a group with larger ones."
+            )
+
+
 def _strategy(strategy: Any) -> dict[str, Any]:
     if strategy == "SPREAD":
         return {"strategy": "spread"}
+    if strategy == "DEFAULT":
+        return {"strategy": "default"}  # named, and so not the group of the submitting task
     if not isinstance(strategy, str):
         to_plan = getattr(strategy, "to_plan", None)
         if to_plan is None:

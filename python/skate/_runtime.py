@@ -305,6 +305,10 @@ def _check_sizes(num_cpus: Any, num_gpus: Any, resources: Any, labels: Any, stor
     for key, value in (labels or {}).items():
         if not isinstance(key, str) or not isinstance(value, str):
             raise ValueError(f"labels map strings to strings, not {key!r} to {value!r}")
+        if key.startswith("ray.io/"):
+            raise ValueError(
+                f"{key!r} cannot be a label of yours: the prefix ray.io/ is kept for the system's own"
+            )
     if store_bytes is not None and store_bytes < _MIN_STORE_BYTES:
         raise ValueError(f"object_store_memory must be at least {_MIN_STORE_BYTES} bytes, not {store_bytes}")
 

@@ -218,6 +218,7 @@ class ActorClass(Generic[T]):
         if self._blob is None:
             self._blob = dump_code(cls, f"the actor class {cls.__module__}.{cls.__qualname__}", cls)
         held, to_place = _options.actor_resources(options)
+        _options.check_bundles(options, self._class_name, held, to_place)
         meta = self._meta(tuple(groups), options.get("_actor_generator_backpressure_num_objects"))
         pending = options.get("max_pending_calls")
         core = _skate.create_actor(

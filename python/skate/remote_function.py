@@ -90,6 +90,7 @@ class RemoteFunction:
         num_returns, mode = _options.returns(options.get("num_returns"), self._is_generator)
         retry_exceptions = options.get("retry_exceptions") or False
         demand = _options.resources(options, default_cpus=1)
+        _options.check_bundles(options, self._function_name, demand)
         max_calls = options.get("max_calls")
         if max_calls is None:
             # A process keeps its GPU memory until it ends.

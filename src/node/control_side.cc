@@ -39,6 +39,8 @@ rt::Task<Result<void>> NodeDaemon::greet_control(rpc::Client& client) {
     info.pid = worker->pid;
     request.live_actors.push_back(std::move(info));
   }
+  for (const Scheduler::Holding& holding : scheduler_.holdings())
+    request.reservations.emplace_back(holding.group, holding.attempt);
   std::string body = wire::encode(request);
   rpc::CallOptions options{.timeout = std::chrono::seconds(10), .greeting = true};
   Result<std::string> answer = co_await client.call(static_cast<uint16_t>(wire::ControlMethod::kRegisterNode),
@@ -50,6 +52,8 @@ rt::Task<Result<void>> NodeDaemon::greet_control(rpc::Client& client) {
   if (options_.config_json == "{}" && !reply->config_json.empty()) options_.config_json = reply->config_json;
   report_wanted_.set();
   registered_.set();
+  // A service that was restarted does not know who watches what.
+  for (const auto& [group, known] : watched_groups_) tasks_.spawn(ask_group(group));
   co_return Result<void>();
 }
 
@@ -69,6 +73,22 @@ void NodeDaemon::on_command(uint16_t topic, std::string body) {
       if (auto message = wire::decode<wire::FinishJob>(bytes))
         return finish_job(message->job, message->failed, false);
       break;
+    case wire::NodeCommand::kReserveBundles:
+      if (auto order = wire::decode<wire::ReserveBundles>(bytes)) return reserve_bundles(std::move(*order));
+      break;
+    case wire::NodeCommand::kCommitBundles:
+      if (auto order = wire::decode<wire::GroupOrder>(bytes)) {
+        scheduler_.commit(order->group, order->attempt);
+        return pump_later();
+      }
+      break;
+    case wire::NodeCommand::kReturnBundles:
+      if (auto order = wire::decode<wire::GroupOrder>(bytes)) return return_bundles(*order);
+      break;
+    case wire::NodeCommand::kNotice:
+      if (auto notice = wire::decode<wire::Notice>(bytes))
+        return warn_job_of(find(notice->process), notice->text);
+      break;
     case wire::NodeCommand::kShutdown: return ask_stop("the control service says so");
   }
   warn("the control service sent a command that does not parse, topic " + std::to_string(topic));
@@ -84,8 +104,14 @@ void NodeDaemon::start_actor(wire::StartActor order) {
   const wire::ActorSpec& spec = order.spec;
   Job& job = job_of(spec.job, order.job_json);
   if (job.job_json.empty()) job.job_json = order.job_json;
+  Place place;
+  if (const wire::SchedulingPlan plan = wire::parse_scheduling(spec.scheduling); plan.group) {
+    place.group = *plan.group;
+    place.bundle = plan.bundle;
+    watch_group(place.group);
+  }
   scheduler_.place_actor(number, spec.job, spec.placement_resources, spec.resources, spec.runtime_env,
-                         spec.class_name, spec.detached, now_us());
+                         spec.class_name, spec.detached, now_us(), place);
   actors_[number] = Actor{std::move(order), 0, false};
   pump_later();
 }
@@ -144,6 +170,11 @@ void NodeDaemon::report_actor(const Actor& actor, bool ok, wire::Death cause, co
 }
 
 void NodeDaemon::publish(const wire::Publish& message) {
+  if (message.topic == wire::ControlTopic::kGroup) {
+    if (auto news = wire::decode<wire::PlacementGroupReply>(std::string_view(message.body)))
+      group_news(*news);
+    return;
+  }
   std::set<ProcessNumber> to;
   for (const WorkerId& id : message.subscribers)
     if (Process* process = find(id)) to.insert(process->number);
@@ -181,7 +212,10 @@ rt::Task<void> NodeDaemon::report_loop() {
     report.queued_tasks = scheduler_.queued();
     report.stats = {{"workers", static_cast<int64_t>(scheduler_.worker_count())},
                     {"object_store_bytes", static_cast<int64_t>(store_->capacity_bytes())}};
+    report.bundles = scheduler_.bundle_resources(false);
+    report.bundles_available = scheduler_.bundle_resources(true);
     reported_available_ = report.available;
+    reported_bundles_ = report.bundles_available;
     std::string body = wire::encode(report);
     Result<std::string> sent =
         co_await control_->call(static_cast<uint16_t>(wire::ControlMethod::kNodeReport), std::move(body));

@@ -39,7 +39,8 @@ void NodeDaemon::pump() {
   } else if (!deadlock_timer_.armed()) {
     deadlock_timer_.start_after(kDeadlockCheck);
   }
-  if (scheduler_.available() != reported_available_) report_wanted_.set();
+  if (scheduler_.available() != reported_available_ || scheduler_.bundle_resources(true) != reported_bundles_)
+    report_wanted_.set();
 }
 
 void NodeDaemon::look_at_blocked() {
@@ -51,6 +52,12 @@ void NodeDaemon::look_at_blocked() {
 }
 
 void NodeDaemon::apply(Decisions decisions) {
+  for (const Reserved& made : decisions.reserved)
+    tell_control(wire::ControlMethod::kBundlesReserved,
+                 wire::BundlesReserved{made.group, made.attempt, made.ok});
+  for (const Eviction& eviction : decisions.evictions)
+    if (Process* worker = find(eviction.worker))
+      kill(*worker, death_of(wire::DeathKind::kKilled, eviction.why, worker->pid));
   for (const StartWorker& order : decisions.starts) start_worker(order);
   for (const Grant& grant : decisions.grants) apply_grant(grant);
   for (const ActorPlacement& placement : decisions.placements) apply_placement(placement);
@@ -114,6 +121,12 @@ void NodeDaemon::apply_refusal(const Refusal& refusal) {
   if (refusal.why == Refusal::Why::kInfeasible) {
     cause.message += ". It waits until a node that has them joins.";
     refuse(refusal, cause, true);
+    return;
+  }
+  if (refusal.why == Refusal::Why::kBundleTooSmall || refusal.why == Refusal::Why::kGroupRemoved) {
+    if (refusal.why == Refusal::Why::kGroupRemoved && refusal.owner != 0)
+      cause.kind = wire::DeathKind::kGroupRemoved;
+    refuse(refusal, cause, false);
     return;
   }
   if (auto last = last_start_failure_.find(refusal.pool); last != last_start_failure_.end())

@@ -70,6 +70,7 @@ NodeDaemon::NodeDaemon(rt::Loop& loop, NodeOptions options, ObjectStoreFactory m
 NodeDaemon::~NodeDaemon() { tasks_.stop(); }
 
 Result<void> NodeDaemon::start() {
+  options_.labels[wire::kNodeIdLabel] = id_.hex();
   descriptors_max_ = raise_descriptor_limit();
   ::signal(SIGPIPE, SIG_IGN);
   // Orphans of workers, and workers whose fork server has died, become our children.

@@ -28,6 +28,7 @@
 #include "rt/stream.h"
 #include "wire/archive.h"
 #include "wire/control_messages.h"
+#include "wire/scheduling.h"
 
 namespace skate::node {
 
@@ -131,6 +132,19 @@ class NodeDaemon : private AdoptionEffects {
   void report_deadlocks();
   void refuse(const Refusal& refusal, wire::Death cause, bool infeasible_now);
 
+  // groups.cc: placement groups, as far as they are this node's
+  void reserve_bundles(wire::ReserveBundles order);
+  void return_bundles(const wire::GroupOrder& order);
+  /// What a demand may take, or (false) the process was told why it never will.
+  bool place_of(Process& process, const wire::LeaseDemand& demand, Place& place);
+  /// From now on this daemon hears what becomes of the group.
+  void watch_group(const PlacementGroupId& group);
+  rt::Task<void> ask_group(PlacementGroupId group);
+  void group_news(const wire::PlacementGroupReply& news);
+  rt::Task<void> wait_for_group(ProcessNumber number, wire::PlacementGroupRequest request);
+  rt::Task<void> next_group_news();
+  void report_infeasible_group(const Process& process, const std::string& reply);
+
   // control.cc: the control service and its actors
   rt::Task<Result<void>> greet_control(rpc::Client& client);
   void on_command(uint16_t topic, std::string body);
@@ -193,6 +207,12 @@ class NodeDaemon : private AdoptionEffects {
   uint64_t last_actor_ = 0;
   std::map<PoolKey, wire::Death> last_start_failure_;
   std::map<ActorId, std::set<ProcessNumber>> subscribers_;
+  struct WatchedGroup {
+    std::string state;  ///< as last heard; empty: not yet
+    uint64_t version{};
+  };
+  std::map<PlacementGroupId, WatchedGroup> watched_groups_;
+  rt::WaitList group_news_;
   std::set<uint32_t> to_ring_;  ///< daemon links written since the last flush_rings()
   std::set<ProcessNumber> dead_tokens_;
   std::set<std::string> warned_spawns_;
@@ -207,6 +227,7 @@ class NodeDaemon : private AdoptionEffects {
   rt::Event report_wanted_;
   rt::Event registered_;  ///< at the control service
   Resources reported_available_;
+  Resources reported_bundles_;
   uint64_t report_sequence_ = 0;
   std::unique_ptr<rt::Network> network_;
   std::unique_ptr<rpc::Client> control_;

@@ -275,6 +275,7 @@ wire::Welcome NodeDaemon::welcome_for(const Process& process) {
   out.control_address = options_.control_address;
   out.node_resources = scheduler_.total();
   out.first_sequence = process.first_sequence;
+  out.node_labels = options_.labels;
   return out;
 }
 

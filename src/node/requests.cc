@@ -1,8 +1,6 @@
 // What processes ask of their daemon, on their links.
 #include <unistd.h>
 
-#include <nlohmann/json.hpp>
-
 #include "node/node_daemon.h"
 
 namespace skate::node {
@@ -11,16 +9,6 @@ namespace {
 constexpr size_t kRecordsPerTurn = 256;          // of one process, then the others have theirs
 constexpr size_t kBacklogBytesMax = 256u << 20;  // for a process that does not read
 constexpr rt::Duration kControlTimeout = std::chrono::seconds(60);
-
-/// The node that a shape insists on, unless it is this one.
-std::string other_node_of(const std::string& scheduling, const NodeId& here) {
-  if (scheduling.empty()) return {};
-  nlohmann::json plan = nlohmann::json::parse(scheduling, nullptr, false);
-  if (!plan.is_object() || !plan.contains("node_id") || !plan["node_id"].is_string()) return {};
-  if (plan.contains("soft") && plan["soft"].is_boolean() && plan["soft"].get<bool>()) return {};
-  std::string node = plan["node_id"];
-  return node == here.hex() ? "" : node;
-}
 
 bool may_be_relayed(uint16_t method) {
   switch (static_cast<wire::ControlMethod>(method)) {
@@ -101,16 +89,10 @@ void NodeDaemon::handle(Process& process, uint16_t type, std::span<const uint8_t
       if (!parse(process, body, message) || process.ending) return;
       const wire::LeaseShape& shape = message.shape;
       job_of(shape.job, "");
-      if (std::string other = other_node_of(shape.scheduling, id_); message.wanted != 0 && !other.empty()) {
-        tell(process, wire::MessageType::kLeaseRefused,
-             wire::LeaseRefused{message.shape_id,
-                                death_of(wire::DeathKind::kUnschedulable,
-                                         "it may run on the node " + other + " only, which there is not"),
-                                false});
-        return;
-      }
+      Place place;
+      if (!place_of(process, message, place)) return;
       scheduler_.demand(process.number, message.shape_id, shape.job, shape.resources, shape.runtime_env,
-                        shape.function, shape.priority, message.wanted, message.backlog, now_us());
+                        shape.function, shape.priority, message.wanted, message.backlog, now_us(), place);
       return;
     }
     case wire::MessageType::kLeaseReturn: {
@@ -273,6 +255,10 @@ rt::Task<void> NodeDaemon::relay(ProcessNumber number, wire::ControlCall call) {
     } else if (method == wire::ControlMethod::kRegisterActor) {
       if (auto request = wire::decode<wire::RegisterActor>(std::string_view(call.body)))
         subscribers_[request->actor].insert(number);
+    } else if (method == wire::ControlMethod::kGetPlacementGroup) {
+      if (auto request = wire::decode<wire::PlacementGroupRequest>(std::string_view(call.body));
+          request && request->wait_ms > 0)
+        co_await wait_for_group(number, std::move(*request));
     }
     rpc::CallOptions options{.timeout = kControlTimeout};
     Result<std::string> answer = co_await control_->call(call.method, std::move(call.body), options);
@@ -285,6 +271,8 @@ rt::Task<void> NodeDaemon::relay(ProcessNumber number, wire::ControlCall call) {
       } else if (method == wire::ControlMethod::kRegisterActor) {
         if (auto registered = wire::decode<wire::RegisterActorReply>(std::string_view(reply.body)))
           subscribers_[registered->info.actor].insert(number);
+      } else if (method == wire::ControlMethod::kCreatePlacementGroup) {
+        if (const Process* process = find(number)) report_infeasible_group(*process, reply.body);
       }
     } else {
       reply.error_code = static_cast<uint8_t>(answer.error().code);

@@ -26,12 +26,15 @@ enum class ControlMethod : uint16_t {
   kKv,                    ///< P: Kv -> KvReply
   kClusterInfo,           ///< P: ClusterInfo -> ClusterInfoReply (JSON)
   kCreatePlacementGroup,  ///< P: PlacementGroupRequest -> PlacementGroupReply
-  kRemovePlacementGroup,
-  kGetPlacementGroup,
+  kRemovePlacementGroup,  ///< P: the same
+  kGetPlacementGroup,     ///< P: the same, by id or name; a daemon that asks hears of changes (kGroup). With
+                          ///< wait_ms the daemon answers its process when the group is made, or too late
+  kBundlesReserved,       ///< node: BundlesReserved -> Empty
 };
 
 enum class ControlTopic : uint16_t {
   kActor = 1,  ///< ActorInfo
+  kGroup,      ///< PlacementGroupReply
 };
 
 /// Pushed by the control service to a node daemon (as rpc notifications).
@@ -41,6 +44,10 @@ enum class NodeCommand : uint16_t {
   kPublish,         ///< Publish: hand `body` to the subscribed processes
   kJobFinished,     ///< FinishJob: end this job's workers
   kShutdown,
+  kReserveBundles,  ///< ReserveBundles; answered with kBundlesReserved, at once or when there is room
+  kCommitBundles,   ///< GroupOrder: every node of the group has reserved
+  kNotice,          ///< Notice: for the driver's eyes
+  kReturnBundles,   ///< GroupOrder: up to this attempt; what runs in them is killed
 };
 
 struct Empty {
@@ -57,6 +64,7 @@ struct RegisterNode {
   std::map<std::string, std::string> labels;
   bool is_head{};
   std::vector<ActorInfo> live_actors;  ///< after a restart of the control service
+  std::vector<std::pair<PlacementGroupId, uint64_t>> reservations;  ///< held or queued, with their attempts
 };
 struct RegisterNodeReply {
   std::string session_name;
@@ -69,6 +77,8 @@ struct NodeReport {
   Resources available;
   uint64_t queued_tasks{};
   std::map<std::string, int64_t> stats;
+  Resources bundles;  ///< of placement groups, by Ray's names
+  Resources bundles_available;
 };
 
 struct RegisterJob {
@@ -179,17 +189,43 @@ struct ClusterInfoReply {
 
 struct PlacementGroupRequest {
   uint64_t key{};
-  PlacementGroupId group;
-  std::string name;
+  PlacementGroupId group;  ///< nil: the one named `name` is meant
+  std::string name;        ///< empty for none
+  std::string name_space;
   std::string strategy;
   std::vector<Resources> bundles;
+  std::vector<std::map<std::string, std::string>> bundle_labels;  ///< selectors, one for each bundle or none
   bool detached{};
   JobId job;
+  WorkerId creator;    ///< a group that a detached actor made lives at least as long as that actor
+  int64_t wait_ms{};   ///< of kGetPlacementGroup; 0: answer now
+  NodeId soft_target;  ///< of STRICT_PACK: preferred when it has room; nil for none
 };
 struct PlacementGroupReply {
+  PlacementGroupId group;
+  uint64_t version{};  ///< grows with each change: news and answers may overtake each other
   bool created{};
   std::string state;  ///< PENDING, CREATED, REMOVED, INFEASIBLE
   std::string json;
+};
+
+/// The bundles of one group that one node is to reserve, all or none.
+struct ReserveBundles {
+  PlacementGroupId group;
+  uint64_t attempt{};
+  std::map<int32_t, Resources> bundles;
+  bool waits{};  ///< for room. Else it is answered at once: who holds a part must not wait for the rest
+};
+struct BundlesReserved {
+  PlacementGroupId group;
+  uint64_t attempt{};
+  bool ok{};
+};
+struct GroupOrder {
+  PlacementGroupId group;
+  uint64_t attempt{};
+  bool removed{};  ///< for good: what waits for the group is refused
+  std::string why;
 };
 
 struct StartActor {
@@ -202,6 +238,11 @@ struct StopActor {
   uint64_t incarnation{};
   bool graceful{};
   Death reason;
+};
+/// Goes to the driver that `process` is or works for, as a line of its log.
+struct Notice {
+  WorkerId process;
+  std::string text;
 };
 struct Publish {
   ControlTopic topic{};

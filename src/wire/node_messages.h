@@ -90,6 +90,7 @@ struct Welcome {
   std::string control_address;
   Resources node_resources;
   uint64_t first_sequence{};  ///< of this process's tasks: the kSequencesMax from it on are nobody else's
+  std::map<std::string, std::string> node_labels;
 };
 /// How many tasks a process may number. What is in an id then tells the owner of what it names.
 inline constexpr uint64_t kSequencesMax = uint64_t{1} << 40;

@@ -37,6 +37,7 @@ enum class DeathKind : uint8_t {
   kConstructor,    ///< the actor's constructor raised; error_value holds the exception
   kUnschedulable,  ///< asks for what no node has
   kNeverCreated,   ///< the creator died or failed before the actor was registered
+  kGroupRemoved,   ///< never begun: the placement group that it waited for was removed
 };
 
 struct Death {

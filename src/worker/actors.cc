@@ -321,6 +321,7 @@ BlobPtr Runtime::actor_error(const ActorClient& client, const wire::Death& death
   fields["name"] = client.info.name;
   fields["namespace"] = client.info.name_space;
   if (gone && death.kind == wire::DeathKind::kOutOfMemory) return system_error("out_of_memory", fields);
+  if (gone && death.kind == wire::DeathKind::kUnschedulable) return system_error("unschedulable", fields);
   return system_error(gone ? "actor_died" : "actor_unavailable", fields);
 }
 

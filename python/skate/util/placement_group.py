@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from typing import Any
 
 import skate
@@ -51,17 +50,14 @@ class PlacementGroup:
 
     def wait(self, timeout_seconds: float = 30) -> bool:
         """Whether the bundles were reserved within the time."""
-        request = json.dumps({"id": self.id.hex()})
-        end = time.monotonic() + timeout_seconds
-        pause = 0.001
-        # Control tells nobody when a group is there, so it is asked, and less and less often.
-        while not json.loads(_skate.control_call("pg_wait", request)):
-            left = end - time.monotonic()
-            if left <= 0:
-                return False
-            time.sleep(min(pause, left))
-            pause = min(2 * pause, 0.25)
-        return True
+        _runtime.ensure_connected()
+        wait_ms = math.ceil(max(0.0, min(timeout_seconds, 1e9)) * 1000)
+        # The answer comes when the group is there, or when the time is over.
+        request = json.dumps({"id": self.id.hex(), "wait_ms": wait_ms})
+        state = json.loads(_skate.control_call("pg_wait", request))["state"]
+        if state == "REMOVED":
+            raise ValueError(f"the placement group {self.id.hex()} was removed: make a new one")
+        return bool(state == "CREATED")
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, PlacementGroup) and self.id == other.id
@@ -82,9 +78,7 @@ def _echo() -> Any:
 
         @skate.remote(num_cpus=0, max_calls=0)
         def placement_group_ready(group: Any) -> Any:
-            while not group.wait(60):
-                pass
-            return group
+            return group  # runs in the group, and so not before it is there
 
         _echo_function = placement_group_ready
     return _echo_function
@@ -128,7 +122,7 @@ def placement_group(
         "strategy": strategy,
         "name": name,
         "detached": lifetime == "detached",
-        "soft_target_node_id": _soft_target_node_id,
+        "soft_target_node_id": _soft_target_node_id or "",
         "bundle_label_selector": bundle_label_selector or [],
     }
     answer = json.loads(_skate.control_call("pg_create", json.dumps(request)))
@@ -157,7 +151,7 @@ def _check_bundles(bundles: Any) -> list[dict[str, float]]:
 
 
 def remove_placement_group(placement_group: PlacementGroup) -> None:
-    """Gives the reservation back. What runs in it goes on."""
+    """Gives the reservation back at once. What runs in it is killed, what waits for it fails."""
     if not isinstance(placement_group, PlacementGroup):
         raise TypeError(f"this takes a PlacementGroup, not {type(placement_group).__name__}")
     _runtime.ensure_connected()
@@ -188,9 +182,9 @@ def get_placement_group(placement_group_name: str) -> PlacementGroup:
     if not placement_group_name:
         raise ValueError("the name of a placement group cannot be empty")
     _runtime.ensure_connected()
-    for row in placement_group_table().values():
-        if row.get("name") == placement_group_name and row.get("state") != "REMOVED":
-            return PlacementGroup(PlacementGroupID(bytes.fromhex(row["placement_group_id"])))
+    found = json.loads(_skate.control_call("pg_get", json.dumps({"by_name": placement_group_name})))
+    if found is not None:
+        return PlacementGroup(PlacementGroupID(bytes.fromhex(found["id"])))
     raise ValueError(f"there is no placement group named {placement_group_name!r} in this namespace")
 
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from skate import _skate
+
 if TYPE_CHECKING:
     from skate.util.placement_group import PlacementGroup
 
@@ -26,8 +28,13 @@ class PlacementGroupSchedulingStrategy:
 
     def to_plan(self) -> dict[str, Any]:
         group, index = self.placement_group, self.placement_group_bundle_index
-        if group is None:
+        if group is None or group.is_empty:
+            if index != -1:
+                raise ValueError(f"without a placement group there is no bundle {index}: leave it at -1")
             return {"strategy": "none"}
+        captures = self.placement_group_capture_child_tasks
+        if captures is None:  # as what runs here was told
+            captures = _skate.is_connected() and _skate.context()["should_capture"]
         count = group.bundle_count
         if index < -1 or index >= count:
             raise ValueError(
@@ -37,7 +44,7 @@ class PlacementGroupSchedulingStrategy:
             "strategy": "placement_group",
             "id": group.id.hex(),
             "bundle_index": index,
-            "capture_child_tasks": bool(self.placement_group_capture_child_tasks),
+            "capture_child_tasks": bool(captures),
         }
 
 

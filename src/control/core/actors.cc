@@ -125,29 +125,68 @@ bool ActorTable::has_living(const JobId& job) const {
   });
 }
 
-void ActorTable::start(ActorRecord& actor, Outbox& out) {
-  const ActorSpecRecord& spec = specs_.at(actor.info.actor);
-  std::vector<NodeView> views = nodes_.views();
-  for (NodeView& view : views) view.actors = living_on(view.node);
+std::optional<NodeId> ActorTable::find_node(const ActorSpecRecord& spec, std::string& never,
+                                            std::string& waits) const {
   const wire::Resources& need =
       spec.spec.placement_resources.empty() ? spec.spec.resources : spec.spec.placement_resources;
-  const SchedulingWish wish = parse_scheduling(spec.spec.scheduling);
-  const std::optional<NodeId> node = choose_node(views, need, wish);
+  const wire::SchedulingPlan plan = wire::parse_scheduling(spec.spec.scheduling);
+  if (plan.group) {
+    GroupPlace place = groups_.place_for(*plan.group, plan.bundle, need);
+    if (place.kind == GroupPlace::Kind::kHere && nodes_.usable(place.node)) return place.node;
+    if (place.kind == GroupPlace::Kind::kNever) never = "the actor cannot be created: " + place.why;
+    return std::nullopt;
+  }
+  std::vector<NodeView> views = nodes_.views();
+  for (NodeView& view : views) view.actors = living_on(view.node);
+  const std::optional<NodeId> node = choose_node(views, need, plan);
+  if (node) return node;
+  if (plan.node && !plan.soft) {
+    const auto known = nodes_.all().find(*plan.node);
+    if (known == nodes_.all().end() || !known->second.alive) {
+      never = "the node " + plan.node->hex() + " that the actor must live on does not exist";
+    } else if (!known->second.expected && (!fits(need, known->second.info.resources) ||
+                                           !wire::choice_for(plan, known->second.info.labels))) {
+      never = "the node " + plan.node->hex() + " that the actor must live on cannot hold it";
+    }
+    return std::nullopt;
+  }
+  const bool labels = std::none_of(views.begin(), views.end(), [&](const NodeView& view) {
+    return wire::choice_for(plan, view.labels).has_value();
+  });
+  if (!views.empty() && labels) {
+    waits = "no node has the labels that it asks for: " + wire::describe_labels(plan);
+  } else if (!views.empty()) {
+    waits = "no node has all the resources that it asks for";
+  }
+  return std::nullopt;
+}
+
+/// To the owner, once.
+void ActorTable::notice_wait(ActorRecord& actor, const std::string& why, Outbox& out) {
+  const NodeId& node = actor.info.owner.node;
+  if (why.empty() || node.is_nil() || !noticed_.insert(actor.info.actor).second) return;
+  out.send(node, wire::NodeCommand::kNotice,
+           wire::Notice{actor.info.owner.worker,
+                        display_name(actor.info) + " waits: " + why + ". It waits until such a node joins."});
+}
+
+void ActorTable::start(ActorRecord& actor, Outbox& out) {
+  const ActorSpecRecord& spec = specs_.at(actor.info.actor);
+  std::string never, waits;
+  const std::optional<NodeId> node = find_node(spec, never, waits);
   if (!node) {
-    const bool never = wish.node && !wish.soft && (!nodes_.usable(*wish.node));
-    if (never) {
-      die(actor,
-          death(DeathKind::kUnschedulable,
-                "the node " + wish.node->hex() + " that the actor must live on does not exist"),
-          false, out);
+    if (!never.empty()) {
+      die(actor, death(DeathKind::kUnschedulable, never), false, out);
     } else if (actor.stop == StopWish::kDrain) {
       die(actor, death(DeathKind::kIntended, "every handle was gone before a node could hold the actor"),
           false, out);
     } else {
       waiting_.insert(actor.info.actor);
+      notice_wait(actor, waits, out);
     }
     return;
   }
+  noticed_.erase(actor.info.actor);
   waiting_.erase(actor.info.actor);
   actor.node = *node;
   by_node_[*node].insert(actor.info.actor);
@@ -166,6 +205,7 @@ void ActorTable::place_waiting(Outbox& out) {
 
 void ActorTable::leave_node(ActorRecord& actor) {
   waiting_.erase(actor.info.actor);
+  noticed_.erase(actor.info.actor);
   if (!actor.node.is_nil()) {
     const auto found = by_node_.find(actor.node);
     if (found != by_node_.end()) {

@@ -18,6 +18,7 @@
 #include <unordered_map>
 
 #include "base/result.h"
+#include "control/core/groups.h"
 #include "control/core/nodes.h"
 #include "control/core/outbox.h"
 
@@ -49,7 +50,7 @@ class ActorTable {
   static constexpr size_t kLiveMax = 1'000'000;
   static constexpr size_t kDeadWorkersKept = 100'000;
 
-  explicit ActorTable(NodeTable& nodes) : nodes_(nodes) {}
+  ActorTable(NodeTable& nodes, const GroupTable& groups) : nodes_(nodes), groups_(groups) {}
 
   /// kExists when the name is taken; a known actor is answered again.
   Result<wire::RegisterActorReply> add(const wire::RegisterActor& request, Outbox& out);
@@ -65,7 +66,7 @@ class ActorTable {
   void node_died(const NodeId& node, Outbox& out);
   /// The node has come (back): it tells who lives there, and is told again what it is to do.
   void node_registered(const wire::RegisterNode& info, Outbox& out);
-  /// Places what found no node before. To be called when nodes have come or reported more room.
+  /// Places what found no node before. To be called when nodes have come or groups have changed.
   void place_waiting(Outbox& out);
 
   Result<wire::ActorInfo> get(const ActorId& actor, const NodeId& asking);
@@ -88,6 +89,9 @@ class ActorTable {
  private:
   ActorRecord* find(const ActorId& actor);
   void start(ActorRecord& actor, Outbox& out);
+  /// The node for it now; nothing: it waits, or died of what `never` says.
+  std::optional<NodeId> find_node(const ActorSpecRecord& spec, std::string& never, std::string& waits) const;
+  void notice_wait(ActorRecord& actor, const std::string& why, Outbox& out);
   void end_life(ActorRecord& actor, wire::Death cause, Outbox& out);
   void die(ActorRecord& actor, wire::Death cause, bool tell_node, Outbox& out);
   /// Deaths that deaths cause go through a queue: chains of owners may be long.
@@ -102,6 +106,7 @@ class ActorTable {
   bool owned_by_detached(const ActorRecord& actor) const;
 
   NodeTable& nodes_;
+  const GroupTable& groups_;
   std::unordered_map<ActorId, ActorRecord> actors_;
   std::unordered_map<ActorId, ActorSpecRecord> specs_;
   std::map<std::pair<std::string, std::string>, ActorId> names_;  // of those not dead
@@ -109,6 +114,7 @@ class ActorTable {
   std::unordered_map<WorkerId, std::set<ActorId>> owned_;      // not dead, not detached
   std::unordered_map<WorkerId, ActorId> by_worker_;            // alive
   std::map<NodeId, std::set<ActorId>> by_node_;                // starting or alive
+  std::set<ActorId> noticed_;                                  // waiting, and the owner was told why
   std::set<ActorId> waiting_;                                  // placed, but no node holds them
   std::deque<ActorId> dead_;                                   // oldest first
   std::deque<std::pair<WorkerId, std::string>> owner_deaths_;

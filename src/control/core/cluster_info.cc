@@ -112,6 +112,8 @@ json sum(const ControlCore& core, bool available) {
   for (const auto& [id, node] : core.nodes().all()) {
     if (!node.alive || node.expected) continue;
     for (const auto& [name, amount] : available ? node.available : node.info.resources) total[name] += amount;
+    for (const auto& [name, amount] : available ? node.bundles_available : node.bundles)
+      total[name] += amount;
   }
   // What is used up is left out, as in Ray.
   std::erase_if(total, [&](const auto& entry) { return available && entry.second <= 0; });

@@ -39,6 +39,18 @@ Result<std::string> encoded(Result<void> result) {
 
 Result<std::string> ControlCore::handle(const NodeId& from, ControlMethod method, std::string_view body,
                                         const Moment& moment, Outbox& out) {
+  Result<std::string> result = dispatch(from, method, body, moment, out);
+  settle(out);
+  return result;
+}
+
+void ControlCore::settle(Outbox& out) {
+  groups_.end_orphans([this](const WorkerId& worker) { return actors_.is_living_actor(worker); }, out);
+  if (groups_.take_changed()) actors_.place_waiting(out);
+}
+
+Result<std::string> ControlCore::dispatch(const NodeId& from, ControlMethod method, std::string_view body,
+                                          const Moment& moment, Outbox& out) {
   // Decodes, looks the key up, does the work once, and keeps the answer.
   auto with = [&]<class Message>(auto work) -> Result<std::string> {
     Result<Message> message = wire::decode<Message>(body);
@@ -70,6 +82,7 @@ Result<std::string> ControlCore::handle(const NodeId& from, ControlMethod method
         SKATE_TRY(only_nodes());
         if (message.node != from) return Error{ErrorCode::kDenied, "a node reports for itself"};
         nodes_.report(message);
+        groups_.plan_waiting(out);
         return {};
       });
     case ControlMethod::kRegisterJob:
@@ -137,7 +150,13 @@ Result<std::string> ControlCore::handle(const NodeId& from, ControlMethod method
           [&](const auto& message) { return groups_.remove(message.group, out); });
     case ControlMethod::kGetPlacementGroup:
       return with.operator()<wire::PlacementGroupRequest>(
-          [&](const auto& message) { return groups_.get(message.group); });
+          [&](const auto& message) { return groups_.get(message, from); });
+    case ControlMethod::kBundlesReserved:
+      return with.operator()<wire::BundlesReserved>([&](const auto& message) -> Result<void> {
+        SKATE_TRY(only_nodes());
+        groups_.reserved(from, message, out);
+        return {};
+      });
   }
   return Error{ErrorCode::kInvalid, "unknown method " + std::to_string(static_cast<int>(method))};
 }
@@ -149,6 +168,7 @@ Result<wire::RegisterNodeReply> ControlCore::register_node(const wire::RegisterN
     return Error{ErrorCode::kInvalid,
                  "the node runs Skate " + request.version + ", the cluster Skate " + options_.release};
   SKATE_TRY(nodes_.add(request, moment.now));
+  groups_.node_registered(request, out);
   actors_.node_registered(request, out);
   node_changed(out);
   return wire::RegisterNodeReply{options_.session_name, options_.config_json};
@@ -170,7 +190,8 @@ void ControlCore::finish_job(const JobId& id, bool failed, const Moment& moment,
   const WorkerId driver = job->driver.worker;
   if (!jobs_.finish(id, failed, moment.unix_time_ms, out)) return;
   actors_.job_finished(id, driver, out);
-  groups_.job_finished(id, out);
+  groups_.job_finished(
+      id, [this](const WorkerId& worker) { return actors_.is_living_actor(worker); }, out);
   for (const NodeId& node : nodes_.connected())
     out.send(node, wire::NodeCommand::kJobFinished, wire::FinishJob{0, id, failed});
 }
@@ -193,6 +214,7 @@ void ControlCore::tick(const Moment& moment, Outbox& out) {
     groups_.node_died(node, out);
     for (const JobId& job : jobs_.running_on(node)) finish_job(job, true, moment, out);
   }
+  settle(out);
 }
 
 Result<void> ControlCore::recover(const std::vector<Row>& rows, const Moment& moment) {
@@ -204,6 +226,7 @@ Result<void> ControlCore::recover(const std::vector<Row>& rows, const Moment& mo
                        result.error().message};
   }
   for (const NodeId& node : actors_.recovered_nodes()) nodes_.expect(node, moment.now);
+  for (const NodeId& node : groups_.recovered_nodes()) nodes_.expect(node, moment.now);
   for (const auto& [id, job] : jobs_.all()) {
     if (job.ended_ms == 0) nodes_.expect(job.driver.node, moment.now);
   }

@@ -33,7 +33,7 @@ struct Moment {
 class ControlCore {
  public:
   explicit ControlCore(CoreOptions options)
-      : options_(std::move(options)), actors_(nodes_), groups_(nodes_) {}
+      : options_(std::move(options)), groups_(nodes_), actors_(nodes_, groups_) {}
   ControlCore(const ControlCore&) = delete;
   ControlCore& operator=(const ControlCore&) = delete;
 
@@ -53,7 +53,10 @@ class ControlCore {
   const JobTable& jobs() const { return jobs_; }
   const GroupTable& groups() const { return groups_; }
   const CoreOptions& options() const { return options_; }
-  std::string check() const { return actors_.check(); }
+  std::string check() const {
+    const std::string wrong = actors_.check();
+    return wrong.empty() ? groups_.check() : wrong;
+  }
 
  private:
   Result<wire::RegisterNodeReply> register_node(const wire::RegisterNode& request, const Moment& moment,
@@ -61,14 +64,18 @@ class ControlCore {
   Result<wire::RegisterActorReply> register_actor(const wire::RegisterActor& request, Outbox& out);
   void finish_job(const JobId& job, bool failed, const Moment& moment, Outbox& out);
   void node_changed(Outbox& out);
+  /// Actors and groups follow each other: what waited for a group, groups that a dead actor leaves behind.
+  void settle(Outbox& out);
+  Result<std::string> dispatch(const NodeId& from, wire::ControlMethod method, std::string_view body,
+                               const Moment& moment, Outbox& out);
   Result<void> recover_row(const Row& row);
 
   CoreOptions options_;
   NodeTable nodes_;
+  GroupTable groups_;
   ActorTable actors_;
   JobTable jobs_;
   KvTable kv_;
-  GroupTable groups_;
   AnswerTable answers_;
 };
 

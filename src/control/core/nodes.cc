@@ -12,6 +12,7 @@ Result<void> NodeTable::add(const wire::RegisterNode& info, TimeMs now) {
   const bool fresh = found == nodes_.end() || node.expected;
   node.info = info;
   node.info.live_actors.clear();  // kept by the actor table
+  node.info.reservations.clear();
   if (fresh) {
     node.available = info.resources;
     node.registered_at = now;
@@ -40,6 +41,8 @@ void NodeTable::report(const wire::NodeReport& report) {
   node.available = report.available;
   node.queued_tasks = report.queued_tasks;
   node.stats = report.stats;
+  node.bundles = report.bundles;
+  node.bundles_available = report.bundles_available;
 }
 
 void NodeTable::lose_contact(const NodeId& id, TimeMs now) {
@@ -54,6 +57,8 @@ void NodeTable::die(const NodeId& id, std::string message) {
   found->second.alive = false;
   found->second.lost_contact.reset();
   found->second.available.clear();
+  found->second.bundles.clear();
+  found->second.bundles_available.clear();
   found->second.death_message = std::move(message);
   dead_order_.push_back(id);
   if (dead_order_.size() > kDeadKept) {
@@ -84,7 +89,7 @@ std::vector<NodeView> NodeTable::views() const {
   std::vector<NodeView> out;
   for (const auto& [id, node] : nodes_) {
     if (node.alive && !node.expected && !node.lost_contact)
-      out.push_back({id, node.info.resources, node.available, 0});
+      out.push_back({id, node.info.resources, node.available, 0, node.info.labels});
   }
   return out;
 }

@@ -15,6 +15,8 @@ namespace skate::control {
 struct Node {
   wire::RegisterNode info;
   wire::Resources available;
+  wire::Resources bundles;  ///< of placement groups, as reported
+  wire::Resources bundles_available;
   uint64_t report_sequence{};
   uint64_t queued_tasks{};
   std::map<std::string, int64_t> stats;

@@ -1,7 +1,6 @@
 #include "control/core/placement.h"
 
 #include <algorithm>
-#include <nlohmann/json.hpp>
 #include <tuple>
 
 namespace skate::control {
@@ -26,24 +25,6 @@ void subtract(wire::Resources& room, const wire::Resources& taken) {
 
 }  // namespace
 
-SchedulingWish parse_scheduling(const std::string& text) {
-  SchedulingWish wish;
-  if (text == "SPREAD") wish.mode = SpreadMode::kSpread;
-  const nlohmann::json parsed = nlohmann::json::parse(text, nullptr, false);
-  if (parsed.is_string() && parsed.get<std::string>() == "SPREAD") wish.mode = SpreadMode::kSpread;
-  if (!parsed.is_object()) return wish;
-  const auto strategy = parsed.find("strategy");
-  if (strategy != parsed.end() && strategy->is_string() && strategy->get<std::string>() == "spread")
-    wish.mode = SpreadMode::kSpread;
-  const auto node = parsed.find("node_id");
-  if (node == parsed.end() || !node->is_string()) return wish;
-  // An id that does not parse names no node: a hard wish for it can never be granted.
-  wish.node = NodeId::parse_hex(node->get<std::string>()).value_or(NodeId::nil());
-  const auto soft = parsed.find("soft");
-  wish.soft = soft != parsed.end() && soft->is_boolean() && soft->get<bool>();
-  return wish;
-}
-
 bool fits(const wire::Resources& need, const wire::Resources& room) {
   return std::all_of(need.begin(), need.end(), [&](const auto& entry) {
     if (entry.second <= 0) return true;
@@ -53,24 +34,30 @@ bool fits(const wire::Resources& need, const wire::Resources& room) {
 }
 
 std::optional<NodeId> choose_node(std::span<const NodeView> nodes, const wire::Resources& need,
-                                  const SchedulingWish& wish) {
-  if (wish.node) {
+                                  const wire::SchedulingPlan& plan) {
+  auto allowed = [&](const NodeView& node) {
+    return fits(need, node.total) ? wire::choice_for(plan, node.labels) : std::nullopt;
+  };
+  if (plan.node) {
     for (const NodeView& node : nodes) {
-      if (node.node == *wish.node && fits(need, node.total)) return node.node;
+      if (node.node == *plan.node && allowed(node)) return node.node;
     }
-    if (!wish.soft) return std::nullopt;
+    if (!plan.soft) return std::nullopt;
   }
-  using Score = std::tuple<bool, double, uint64_t, NodeId>;
+  using Score = std::tuple<size_t, bool, bool, double, uint64_t, NodeId>;
   std::optional<Score> best;
   for (const NodeView& node : nodes) {
-    if (!fits(need, node.total)) continue;
+    const std::optional<size_t> choice = allowed(node);
+    if (!choice) continue;
     double used = utilization(node);
     uint64_t actors = node.actors;
-    if (wish.mode == SpreadMode::kPack) {
+    if (!plan.spread) {
       actors = 0;  // which of the barely used ones does not matter: the first fills up first
       if (used < kSpreadThreshold) used = 0;
     }
-    Score score{!fits(need, node.available), used, actors, node.node};
+    Score score{
+        *choice,  !wire::matches(plan.preferred, node.labels), !fits(need, node.available), used, actors,
+        node.node};
     if (!best || score < *best) best = score;
   }
   if (!best) return std::nullopt;
@@ -86,17 +73,23 @@ std::optional<GroupStrategy> parse_group_strategy(const std::string& text) {
 }
 
 std::optional<std::vector<NodeId>> plan_bundles(std::span<const NodeView> nodes,
-                                                std::span<const wire::Resources> bundles,
-                                                GroupStrategy strategy) {
+                                                std::span<const BundleWish> bundles, GroupStrategy strategy,
+                                                const NodeId& preferred) {
   if (strategy == GroupStrategy::kStrictPack) {
     wire::Resources sum;
-    for (const wire::Resources& bundle : bundles) {
-      for (const auto& [name, amount] : bundle) sum[name] += amount;
+    for (const BundleWish& bundle : bundles) {
+      for (const auto& [name, amount] : bundle.resources) sum[name] += amount;
     }
+    std::optional<NodeId> best;
     for (const NodeView& node : nodes) {
-      if (fits(sum, node.available)) return std::vector<NodeId>(bundles.size(), node.node);
+      const bool allowed = std::all_of(bundles.begin(), bundles.end(), [&](const BundleWish& bundle) {
+        return wire::matches(bundle.labels, node.labels);
+      });
+      if (!allowed || !fits(sum, node.available)) continue;
+      if (!best || node.node == preferred) best = node.node;
     }
-    return std::nullopt;
+    if (!best) return std::nullopt;
+    return std::vector<NodeId>(bundles.size(), *best);
   }
   struct Room {
     NodeView view;
@@ -109,7 +102,7 @@ std::optional<std::vector<NodeId>> plan_bundles(std::span<const NodeView> nodes,
   for (size_t i = 0; i < order.size(); ++i) order[i] = i;
   auto weight = [&](size_t i) {
     int64_t sum = 0;
-    for (const auto& [name, amount] : bundles[i])
+    for (const auto& [name, amount] : bundles[i].resources)
       sum += name == "memory" ? amount / (int64_t{1} << 30) : amount;
     return sum;
   };
@@ -118,7 +111,8 @@ std::optional<std::vector<NodeId>> plan_bundles(std::span<const NodeView> nodes,
   for (const size_t i : order) {
     Room* best = nullptr;
     for (Room& room : rooms) {
-      if (!fits(bundles[i], room.view.available)) continue;
+      if (!fits(bundles[i].resources, room.view.available)) continue;
+      if (!wire::matches(bundles[i].labels, room.view.labels)) continue;
       if (strategy == GroupStrategy::kStrictSpread && room.bundles > 0) continue;
       const bool better =
           best == nullptr ||
@@ -126,7 +120,7 @@ std::optional<std::vector<NodeId>> plan_bundles(std::span<const NodeView> nodes,
       if (better) best = &room;
     }
     if (best == nullptr) return std::nullopt;
-    subtract(best->view.available, bundles[i]);
+    subtract(best->view.available, bundles[i].resources);
     ++best->bundles;
     plan[i] = best->view.node;
   }

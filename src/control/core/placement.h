@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "base/result.h"
+#include "wire/scheduling.h"
 #include "wire/types.h"
 
 namespace skate::control {
@@ -16,32 +17,27 @@ struct NodeView {
   wire::Resources total;
   wire::Resources available;
   uint64_t actors{};  ///< placed there and not dead
+  wire::Labels labels{};
 };
-
-enum class SpreadMode : uint8_t { kPack, kSpread };
-
-/// What the `scheduling` text of a spec asks for. Empty, "DEFAULT", "SPREAD", or an object with "strategy"
-/// ("spread"), or "node_id" (hexadecimal) and "soft"; what is not known is the default.
-struct SchedulingWish {
-  SpreadMode mode = SpreadMode::kPack;
-  std::optional<NodeId> node;
-  bool soft = true;
-};
-SchedulingWish parse_scheduling(const std::string& text);
 
 bool fits(const wire::Resources& need, const wire::Resources& room);
 
 /// Hybrid: fill a node until half of it is used, then the least used; nodes with room before those without.
-/// Nothing when no node could ever hold `need`.
+/// Among nodes whose labels match, those of the earliest choice first. Nothing when no node could ever hold
+/// `need`. Placement groups are not looked at.
 std::optional<NodeId> choose_node(std::span<const NodeView> nodes, const wire::Resources& need,
-                                  const SchedulingWish& wish);
+                                  const wire::SchedulingPlan& plan);
 
 enum class GroupStrategy : uint8_t { kPack, kSpread, kStrictPack, kStrictSpread };
 std::optional<GroupStrategy> parse_group_strategy(const std::string& text);
 
-/// A node for each bundle, all or none, within `available`.
+struct BundleWish {
+  wire::Resources resources;
+  wire::LabelSelector labels{};
+};
+/// A node for each bundle, all or none, within `available`. Of nodes that serve equally well, `preferred`.
 std::optional<std::vector<NodeId>> plan_bundles(std::span<const NodeView> nodes,
-                                                std::span<const wire::Resources> bundles,
-                                                GroupStrategy strategy);
+                                                std::span<const BundleWish> bundles, GroupStrategy strategy,
+                                                const NodeId& preferred = NodeId::nil());
 
 }  // namespace skate::control

@@ -32,9 +32,9 @@ TEST(Placement, PacksToHalfThenSpreads) {
 
 TEST(Placement, SpreadTakesTheLeastUsed) {
   const std::vector<NodeView> nodes{view(1, 10, 10, 3), view(2, 10, 10, 1), view(3, 10, 5)};
-  EXPECT_EQ(choose_node(nodes, {}, parse_scheduling("SPREAD")), node_id(2));
-  EXPECT_EQ(choose_node(nodes, {}, parse_scheduling("\"SPREAD\"")), node_id(2));
-  EXPECT_EQ(choose_node(nodes, {}, parse_scheduling(R"({"strategy":"spread"})")), node_id(2));
+  EXPECT_EQ(choose_node(nodes, {}, wire::parse_scheduling("SPREAD")), node_id(2));
+  EXPECT_EQ(choose_node(nodes, {}, wire::parse_scheduling("\"SPREAD\"")), node_id(2));
+  EXPECT_EQ(choose_node(nodes, {}, wire::parse_scheduling(R"({"strategy":"spread"})")), node_id(2));
 }
 
 TEST(Placement, RoomFirstThenWhatCouldEverFit) {
@@ -48,28 +48,28 @@ TEST(Placement, RoomFirstThenWhatCouldEverFit) {
 TEST(Placement, Affinity) {
   const std::vector<NodeView> nodes{view(1, 4, 4), view(2, 4, 4)};
   auto wish = [](uint8_t number, bool soft) {
-    return parse_scheduling(R"({"node_id":")" + node_id(number).hex() + R"(","soft":)" +
-                            (soft ? "true" : "false") + "}");
+    return wire::parse_scheduling(R"({"node_id":")" + node_id(number).hex() + R"(","soft":)" +
+                                  (soft ? "true" : "false") + "}");
   };
   EXPECT_EQ(choose_node(nodes, cpus(1), wish(2, false)), node_id(2));
   EXPECT_EQ(choose_node(nodes, cpus(1), wish(7, false)), std::nullopt);
   EXPECT_EQ(choose_node(nodes, cpus(1), wish(7, true)), node_id(1));
-  EXPECT_EQ(choose_node(nodes, cpus(1), parse_scheduling(R"({"node_id":"no id","soft":false})")),
+  EXPECT_EQ(choose_node(nodes, cpus(1), wire::parse_scheduling(R"({"node_id":"no id","soft":false})")),
             std::nullopt);
 }
 
 TEST(Placement, Bundles) {
   const std::vector<NodeView> two{view(1, 4, 4), view(2, 4, 4)};
-  const std::vector<wire::Resources> pair{cpus(2), cpus(2)};
+  const std::vector<BundleWish> pair{{cpus(2)}, {cpus(2)}};
   EXPECT_EQ(plan_bundles(two, pair, GroupStrategy::kPack), (std::vector{node_id(1), node_id(1)}));
   EXPECT_EQ(plan_bundles(two, pair, GroupStrategy::kStrictPack), (std::vector{node_id(1), node_id(1)}));
   EXPECT_EQ(plan_bundles(two, pair, GroupStrategy::kSpread), (std::vector{node_id(1), node_id(2)}));
   EXPECT_EQ(plan_bundles(two, pair, GroupStrategy::kStrictSpread), (std::vector{node_id(1), node_id(2)}));
-  const std::vector<wire::Resources> three{cpus(2), cpus(2), cpus(2)};
+  const std::vector<BundleWish> three{{cpus(2)}, {cpus(2)}, {cpus(2)}};
   EXPECT_EQ(plan_bundles(two, three, GroupStrategy::kStrictSpread), std::nullopt);
   EXPECT_EQ(plan_bundles(two, three, GroupStrategy::kStrictPack), std::nullopt);
   EXPECT_TRUE(plan_bundles(two, three, GroupStrategy::kPack));
-  const std::vector<wire::Resources> uneven{cpus(1), cpus(4), cpus(3)};
+  const std::vector<BundleWish> uneven{{cpus(1)}, {cpus(4)}, {cpus(3)}};
   EXPECT_EQ(plan_bundles(two, uneven, GroupStrategy::kPack),
             (std::vector{node_id(2), node_id(1), node_id(2)}));
 }
@@ -83,58 +83,199 @@ class Groups : public testing::Test {
     info.resources = cpus(count);
     ASSERT_TRUE(nodes_.add(info, 0).ok());
   }
-  wire::PlacementGroupReply create(std::vector<wire::Resources> bundles, std::string strategy = "PACK",
-                                   bool detached = false) {
+  PlacementGroupId create(std::vector<wire::Resources> bundles, std::string strategy = "PACK",
+                          bool detached = false, const WorkerId& creator = WorkerId::nil()) {
     wire::PlacementGroupRequest request;
     request.group = PlacementGroupId::random();
     request.bundles = std::move(bundles);
     request.strategy = std::move(strategy);
     request.detached = detached;
+    request.creator = creator;
     request.job = JobId::from_bytes("job1");
-    last_ = request.group;
-    auto reply = groups_.create(request, out_);
-    EXPECT_TRUE(reply.ok());
-    return *reply;
+    EXPECT_TRUE(groups_.create(request, out_).ok());
+    return request.group;
+  }
+  std::string state(const PlacementGroupId& group) {
+    wire::PlacementGroupRequest request;
+    request.group = group;
+    return groups_.get(request, NodeId::nil())->state;
+  }
+  /// The nodes answer every reservation that was ordered since the last call. Returns how many there were.
+  size_t answer(bool ok = true) {
+    size_t answered = 0;
+    for (const NodeMessage& message : std::exchange(out_.messages, {})) {
+      if (message.command != wire::NodeCommand::kReserveBundles) continue;
+      const auto order = wire::decode<wire::ReserveBundles>(std::string_view(message.body));
+      groups_.reserved(message.node, {order->group, order->attempt, ok}, out_);
+      ++answered;
+    }
+    EXPECT_EQ(groups_.check(), "");
+    return answered;
+  }
+  size_t sent(wire::NodeCommand command) const {
+    return static_cast<size_t>(
+        std::count_if(out_.messages.begin(), out_.messages.end(),
+                      [&](const NodeMessage& message) { return message.command == command; }));
   }
   NodeTable nodes_;
   GroupTable groups_;
   Outbox out_;
-  PlacementGroupId last_;
 };
 
-TEST_F(Groups, AllOrNothing) {
-  EXPECT_EQ(create({cpus(2), cpus(2)}).state, "CREATED");
-  const PlacementGroupId first = last_;
-  EXPECT_EQ(create({cpus(1)}).state, "PENDING") << "it fits once the first is gone";
-  const PlacementGroupId second = last_;
-  EXPECT_EQ(create({cpus(5)}).state, "INFEASIBLE");
-  EXPECT_EQ(create({cpus(1), cpus(1)}, "STRICT_SPREAD").state, "INFEASIBLE");
-  EXPECT_EQ(groups_.remove(first, out_)->state, "REMOVED");
-  EXPECT_EQ(groups_.remove(first, out_)->state, "REMOVED") << "twice does no harm";
-  EXPECT_EQ(groups_.get(second)->state, "CREATED");
+TEST_F(Groups, CreatedWhenItsNodeHasReserved) {
+  const PlacementGroupId group = create({cpus(2), cpus(2)});
+  EXPECT_EQ(state(group), "PENDING");
+  EXPECT_EQ(sent(wire::NodeCommand::kReserveBundles), 1u) << "one order for all bundles of a node";
+  EXPECT_EQ(answer(), 1u);
+  EXPECT_EQ(state(group), "CREATED");
+  EXPECT_EQ(sent(wire::NodeCommand::kCommitBundles), 1u);
+}
+
+TEST_F(Groups, EveryNodeOrNone) {
+  add_node(2, 4);
+  const PlacementGroupId group = create({cpus(1), cpus(1)}, "STRICT_SPREAD");
+  ASSERT_EQ(sent(wire::NodeCommand::kReserveBundles), 2u);
+  std::vector<wire::ReserveBundles> orders;
+  for (const NodeMessage& message : std::exchange(out_.messages, {}))
+    orders.push_back(*wire::decode<wire::ReserveBundles>(std::string_view(message.body)));
+  EXPECT_FALSE(orders[0].waits) << "nobody holds a part and waits for the rest";
+  groups_.reserved(node_id(1), {group, 1, true}, out_);
+  EXPECT_EQ(state(group), "PENDING");
+  groups_.reserved(node_id(2), {group, 1, false}, out_);
+  EXPECT_EQ(sent(wire::NodeCommand::kReturnBundles), 2u);
+  groups_.reserved(node_id(1), {group, 1, true}, out_);
+  EXPECT_EQ(state(group), "PENDING") << "an answer to an earlier attempt changes nothing";
+  out_.messages.clear();
+  groups_.plan_waiting(out_);
+  EXPECT_EQ(answer(), 2u);
+  EXPECT_EQ(state(group), "CREATED");
+}
+
+TEST_F(Groups, WaitsAtTheOneNodeThatCouldHoldIt) {
+  nodes_.report({node_id(1), 1, cpus(0), 0, {}, {}, {}});
+  const PlacementGroupId group = create({cpus(2)});
+  ASSERT_EQ(out_.messages.size(), 1u);
+  EXPECT_TRUE(wire::decode<wire::ReserveBundles>(std::string_view(out_.messages[0].body))->waits);
+  EXPECT_EQ(state(group), "PENDING");
+  EXPECT_EQ(state(create({cpus(5)})), "INFEASIBLE");
+  EXPECT_EQ(state(create({cpus(1), cpus(1)}, "STRICT_SPREAD")), "INFEASIBLE");
+}
+
+TEST_F(Groups, RemovalReturnsTheBundlesAndTwiceDoesNoHarm) {
+  const PlacementGroupId group = create({cpus(2)});
+  answer();
+  out_.messages.clear();
+  EXPECT_EQ(groups_.remove(group, out_)->state, "REMOVED");
+  EXPECT_EQ(groups_.remove(group, out_)->state, "REMOVED");
+  ASSERT_EQ(out_.messages.size(), 1u);
+  const auto order = wire::decode<wire::GroupOrder>(std::string_view(out_.messages[0].body));
+  EXPECT_TRUE(order->removed);
+  EXPECT_NE(order->why.find(group.hex()), std::string::npos) << "the cause names the group";
+}
+
+TEST_F(Groups, WatchersHearOfEachChange) {
+  const PlacementGroupId group = create({cpus(2)});
+  wire::PlacementGroupRequest request;
+  request.group = group;
+  ASSERT_TRUE(groups_.get(request, node_id(1)).ok());
+  answer();
+  EXPECT_EQ(sent(wire::NodeCommand::kPublish), 1u);
+  ASSERT_TRUE(groups_.remove(group, out_).ok());
+  EXPECT_EQ(sent(wire::NodeCommand::kPublish), 2u);
+}
+
+TEST_F(Groups, LabelsOfBundles) {
+  wire::RegisterNode info;
+  info.node = node_id(2);
+  info.resources = cpus(1);
+  info.labels = {{"region", "eu"}};
+  ASSERT_TRUE(nodes_.add(info, 0).ok());
+  wire::PlacementGroupRequest request;
+  request.bundles = {cpus(1)};
+  for (const auto& [selector, expected] :
+       std::map<std::string, std::string>{{"eu", "PENDING"}, {"!eu", "PENDING"}, {"us", "INFEASIBLE"}}) {
+    request.group = PlacementGroupId::random();
+    request.bundle_labels = {{{"region", selector}}};
+    EXPECT_EQ(groups_.create(request, out_)->state, expected) << selector;
+  }
+  ASSERT_EQ(out_.messages.size(), 2u);
+  EXPECT_NE(out_.messages[0].node, out_.messages[1].node);
 }
 
 TEST_F(Groups, PlacedAgainAsAWhole) {
-  EXPECT_EQ(create({cpus(2), cpus(2)}).state, "CREATED");
+  const PlacementGroupId group = create({cpus(2), cpus(2)});
+  answer();
   nodes_.die(node_id(1), "lost");
   groups_.node_died(node_id(1), out_);
-  EXPECT_EQ(groups_.get(last_)->state, "INFEASIBLE");
+  EXPECT_EQ(state(group), "INFEASIBLE");
   add_node(2, 4);
+  out_.messages.clear();
   groups_.plan_waiting(out_);
-  EXPECT_EQ(groups_.get(last_)->state, "CREATED");
+  answer();
+  EXPECT_EQ(state(group), "CREATED");
 }
 
-TEST_F(Groups, GoWithTheirJobUnlessDetached) {
-  create({cpus(1)});
-  const PlacementGroupId plain = last_;
-  create({cpus(1)}, "PACK", true);
-  groups_.job_finished(JobId::from_bytes("job1"), out_);
-  EXPECT_EQ(groups_.get(plain)->state, "REMOVED");
-  EXPECT_EQ(groups_.get(last_)->state, "CREATED");
+TEST_F(Groups, ANodeThatComesBackIsToldWhatItHolds) {
+  const PlacementGroupId kept = create({cpus(1)}), removed = create({cpus(1)});
+  answer();
+  ASSERT_TRUE(groups_.remove(removed, out_).ok());
+  out_.messages.clear();
+  wire::RegisterNode info;
+  info.node = node_id(1);
+  info.reservations = {{kept, 1}, {removed, 1}};
+  groups_.node_registered(info, out_);
+  EXPECT_EQ(sent(wire::NodeCommand::kReserveBundles), 1u);
+  EXPECT_EQ(sent(wire::NodeCommand::kCommitBundles), 1u);
+  EXPECT_EQ(sent(wire::NodeCommand::kReturnBundles), 1u);
+}
+
+TEST_F(Groups, GoWithTheirJobUnlessDetachedOrMadeByALivingActor) {
+  const WorkerId actor = WorkerId::random();
+  const PlacementGroupId plain = create({cpus(1)}), detached = create({cpus(1)}, "PACK", true),
+                         by_actor = create({cpus(1)}, "PACK", false, actor);
+  answer();
+  bool lives = true;
+  auto is_living = [&](const WorkerId& worker) { return worker == actor && lives; };
+  groups_.job_finished(JobId::from_bytes("job1"), is_living, out_);
+  EXPECT_EQ(state(plain), "REMOVED");
+  EXPECT_EQ(state(detached), "CREATED");
+  EXPECT_EQ(state(by_actor), "CREATED");
+  lives = false;
+  groups_.end_orphans(is_living, out_);
+  EXPECT_EQ(state(by_actor), "REMOVED");
+}
+
+TEST_F(Groups, NamesAreFoundAndTakenOnce) {
+  wire::PlacementGroupRequest request;
+  request.group = PlacementGroupId::random();
+  request.bundles = {cpus(1)};
+  request.name = "mine";
+  request.name_space = "ns";
+  ASSERT_TRUE(groups_.create(request, out_).ok());
+  wire::PlacementGroupRequest again = request;
+  again.group = PlacementGroupId::random();
+  EXPECT_EQ(groups_.create(again, out_).error().code, ErrorCode::kExists);
+  wire::PlacementGroupRequest by_name = request;
+  by_name.group = PlacementGroupId::nil();
+  EXPECT_EQ(groups_.get(by_name, NodeId::nil())->group, request.group);
+  ASSERT_TRUE(groups_.remove(request.group, out_).ok());
+  EXPECT_FALSE(groups_.get(by_name, NodeId::nil()).ok());
+  EXPECT_TRUE(groups_.create(again, out_).ok());
+}
+
+TEST_F(Groups, WhereWhatRunsInAGroupGoes) {
+  const PlacementGroupId group = create({cpus(1), cpus(2)});
+  EXPECT_EQ(groups_.place_for(group, -1, cpus(1)).kind, GroupPlace::Kind::kLater);
+  answer();
+  EXPECT_EQ(groups_.place_for(group, -1, cpus(2)).node, node_id(1));
+  EXPECT_EQ(groups_.place_for(group, 0, cpus(2)).kind, GroupPlace::Kind::kNever);
+  EXPECT_EQ(groups_.place_for(group, 7, cpus(1)).kind, GroupPlace::Kind::kNever);
+  EXPECT_EQ(groups_.place_for(PlacementGroupId::random(), -1, cpus(1)).kind, GroupPlace::Kind::kNever);
 }
 
 TEST_F(Groups, BadRequests) {
   wire::PlacementGroupRequest request;
+  request.group = PlacementGroupId::random();
   EXPECT_FALSE(groups_.create(request, out_).ok());
   request.bundles = {cpus(1)};
   request.strategy = "NEAR";
@@ -144,7 +285,8 @@ TEST_F(Groups, BadRequests) {
   EXPECT_FALSE(groups_.create(request, out_).ok());
   request.bundles = {wire::Resources{}};
   EXPECT_FALSE(groups_.create(request, out_).ok());
-  EXPECT_FALSE(groups_.get(PlacementGroupId::random()).ok());
+  request.group = PlacementGroupId::random();
+  EXPECT_FALSE(groups_.get(request, NodeId::nil()).ok());
 }
 
 TEST(Kv, Operations) {

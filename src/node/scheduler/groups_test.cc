@@ -80,6 +80,15 @@ TEST(SchedulerGroups, AReservationWaitsForRoomAndASmallerOneOvertakes) {
   EXPECT_EQ(node.reserved[1].group, group_id(1));
 }
 
+TEST(SchedulerGroups, AReservationThatMayNotWaitIsAnsweredAtOnce) {
+  GroupNode node(Node::options(cpu(2)));
+  node.scheduler.reserve(group_id(1), 1, {{0, cpu(3)}}, node.now, false);
+  node.settle();
+  ASSERT_EQ(node.reserved.size(), 1u);
+  EXPECT_FALSE(node.reserved[0].ok);
+  EXPECT_TRUE(node.scheduler.is_idle());
+}
+
 TEST(SchedulerGroups, LeasesAreRecalledForAReservation) {
   GroupNode node(Node::options(cpu(2)));
   const ProcessNumber driver = node.scheduler.new_process();

@@ -189,7 +189,8 @@ void Scheduler::blocked(ProcessNumber number, bool is_blocked) {
 
 // --- placement groups -----------------------------------------------------------------------------------
 
-void Scheduler::reserve(const PlacementGroupId& id, uint64_t attempt, Bundles bundles, int64_t now_us) {
+void Scheduler::reserve(const PlacementGroupId& id, uint64_t attempt, Bundles bundles, int64_t now_us,
+                        bool waits) {
   auto [found, fresh] = groups_.try_emplace(id);
   Group& group = found->second;
   if (!fresh && attempt < group.attempt) return;
@@ -201,6 +202,7 @@ void Scheduler::reserve(const PlacementGroupId& id, uint64_t attempt, Bundles bu
   group = {};
   group.waiting_since_us = now_us;
   group.attempt = attempt;
+  group.waits = waits;
   for (const auto& [index, bundle] : bundles) add_to(group.sum, bundle);
   group.wanted = std::move(bundles);
 }
@@ -301,7 +303,7 @@ void Scheduler::review_classes(const PlacementGroupId& id) {
 }
 
 /// Groups that fit are reserved, those that have waited longest first; a smaller one may overtake.
-void Scheduler::reserve_waiting(int64_t now_us, Pass& pass, Decisions& out) {
+void Scheduler::reserve_waiting(Pass& pass, Decisions& out) {
   std::vector<std::pair<int64_t, PlacementGroupId>> order;
   for (const auto& [id, group] : groups_) {
     if (!group.reserved) order.emplace_back(group.waiting_since_us, id);
@@ -312,15 +314,19 @@ void Scheduler::reserve_waiting(int64_t now_us, Pass& pass, Decisions& out) {
     auto kept = pass.reserved.find(Spot{});
     const bool beside =
         &group == pass.starving || kept == pass.reserved.end() || book_.fits_beside(group.sum, kept->second);
-    if (!beside || !try_reserve(id, group)) continue;
+    if (!beside || !try_reserve(id, group)) {
+      if (group.waits) continue;
+      out.reserved.push_back({id, group.attempt, false});
+      groups_.erase(id);
+      continue;
+    }
     if (&group == pass.starving) {
       subtract_from(pass.reserved[Spot{}], group.sum);
       pass.starving = nullptr;
     }
   }
   for (auto& [id, group] : groups_)
-    if (group.reserved && !std::exchange(group.told, true)) out.reserved.push_back({id, group.attempt});
-  (void)now_us;
+    if (group.reserved && !std::exchange(group.told, true)) out.reserved.push_back({id, group.attempt, true});
 }
 
 /// Only what comes out of the open pool counts towards a job's share; a group was paid for as a whole.
@@ -560,7 +566,7 @@ void Scheduler::match(int64_t now_us, Pass& pass, Decisions& out) {
   } else if (starving != nullptr) {
     keep_room(Spot{}, static_cast<Group*>(starving)->sum);
   }
-  reserve_waiting(now_us, pass, out);
+  reserve_waiting(pass, out);
   while (true) {
     Class* next = nullptr;
     std::tuple<int64_t, int32_t, uint64_t> best;

@@ -100,10 +100,11 @@ struct Refusal {
   PoolKey pool;  ///< of kStartFailed
 };
 
-/// The bundles of a reservation are taken.
+/// The bundles of a reservation are taken; or (not ok) there is no room, and it was not to wait.
 struct Reserved {
   PlacementGroupId group;
   uint64_t attempt{};
+  bool ok = true;
 };
 /// Runs in a group that is given up: its worker must be killed.
 struct Eviction {
@@ -167,9 +168,8 @@ class Scheduler {
 
   /// Queues a reservation; Decisions::reserved tells when it is made. The same attempt again changes nothing
   /// (and is told again if it was made); a later one replaces the earlier, an earlier one is late.
-  void reserve(const PlacementGroupId& group, uint64_t attempt, Bundles bundles, int64_t now_us);
-  /// Can all of these bundles be taken now?
-  bool has_room(const Bundles& bundles) const;
+  void reserve(const PlacementGroupId& group, uint64_t attempt, Bundles bundles, int64_t now_us,
+               bool waits = true);
   /// From now on demands of the group are served.
   void commit(const PlacementGroupId& group, uint64_t attempt);
   /// Takes the reservation back, up to `attempt`: what runs in it is evicted; what waits for it waits on.
@@ -257,6 +257,7 @@ class Scheduler {
     bool reserved{};
     bool committed{};
     bool told{};  ///< Decisions::reserved
+    bool waits = true;
   };
   struct Entry {
     ClassKey class_key;
@@ -312,8 +313,9 @@ class Scheduler {
   std::vector<Spot> spots_of(const Place& place) const;
   bool is_feasible(const ClassKey& key) const;
   void review_classes(const PlacementGroupId& group);
+  bool has_room(const Bundles& bundles) const;
   bool try_reserve(const PlacementGroupId& id, Group& group);
-  void reserve_waiting(int64_t now_us, Pass& pass, Decisions& out);
+  void reserve_waiting(Pass& pass, Decisions& out);
   void close_bundles(const PlacementGroupId& id, Group& group, const std::string& why);
   void account(const Lease& lease, bool held);
   void match(int64_t now_us, Pass& pass, Decisions& out);

@@ -43,7 +43,7 @@ struct Node {
       for (const Refusal& refusal : out.refusals) refusals.push_back(refusal);
       for (const Reserved& made : out.reserved) {
         reserved.push_back(made);
-        if (commits) scheduler.commit(made.group, made.attempt);
+        if (commits && made.ok) scheduler.commit(made.group, made.attempt);
       }
       for (const Eviction& eviction : out.evictions) {
         evictions.push_back(eviction);
