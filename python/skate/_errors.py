@@ -95,6 +95,8 @@ _SIGNAL_HINTS = {
 
 def _death_cause(fields: dict[str, Any]) -> str:
     message = str(fields.get("message") or "").rstrip(".")
+    if fields.get("kind") == "killed" and fields.get("cause"):
+        return str(fields["cause"]).rstrip(".")  # Skate sent the signal, and knows why
     number = int(fields.get("signal") or 0)
     if number:
         import signal
@@ -180,7 +182,11 @@ def _cancelled(fields: dict[str, Any]) -> BaseException:
 
 
 def _unschedulable(fields: dict[str, Any]) -> BaseException:
-    cause = fields.get("message") or "no node of the cluster can ever satisfy what it asks for"
+    cause = (
+        fields.get("message")
+        or fields.get("cause")
+        or "no node of the cluster can ever satisfy what it asks for"
+    )
     text = _with_details(f"{cause}. Ask for less, or add a node that has it.", fields)
     if fields.get("actor_id"):
         return ex.ActorUnschedulableError(text)
@@ -188,7 +194,7 @@ def _unschedulable(fields: dict[str, Any]) -> BaseException:
 
 
 def _placement_group_removed(fields: dict[str, Any]) -> BaseException:
-    text = fields.get("message") or ""
+    text = str(fields.get("message") or fields.get("cause") or "")
     if fields.get("actor_id"):
         return ex.ActorPlacementGroupRemoved(*([text] if text else []))
     return ex.TaskPlacementGroupRemoved(*([text] if text else []))

@@ -205,3 +205,24 @@ except skate.exceptions.SkateError as e:
     rc, out = d.finish()
     assert "ERROR" in out and "True" in out, out
     assert eventually(lambda: not d.processes(), timeout_s=5)
+
+
+def test_what_ends_with_its_placement_group_names_it(tmp_path):
+    from skate.util import placement_group, remove_placement_group
+    from skate.util.scheduling_strategies import PlacementGroupSchedulingStrategy as InGroup
+
+    started = tmp_path / "started"
+
+    @skate.remote(max_retries=0, resources={"widget": 1}, num_cpus=0)
+    def hold():
+        started.touch()
+        threading.Event().wait()
+
+    group = placement_group([{"widget": 1}])
+    running, waiting = [hold.options(scheduling_strategy=InGroup(group, 0)).remote() for _ in range(2)]
+    assert eventually(started.exists)
+    remove_placement_group(group)
+    with pytest.raises(WorkerCrashedError, match=f"placement group {group.id.hex()} was removed"):
+        skate.get(running, timeout=30)
+    with pytest.raises(skate.exceptions.TaskPlacementGroupRemoved, match=group.id.hex()):
+        skate.get(waiting, timeout=30)
