@@ -82,7 +82,7 @@ class ArenaStore final : public node::ObjectStore {
       for (const store::SpillVictim& victim : victims)
         items.push_back({victim.id, victim.data, victim.bytes});
       auto write = [spill = spill_.get(), items = std::move(items)] { return spill->write(items); };
-      Result<void> written = co_await rt::run_on(pool_, std::move(write));
+      Result<void> written = co_await rt::run_on(&pool_, std::move(write));
       for (const store::SpillVictim& victim : victims) {
         if (!written) {
           arena_->abandon_spill(victim);
@@ -167,7 +167,7 @@ class ArenaStore final : public node::ObjectStore {
     auto work = [spill = spill_.get(), id, into = std::span<uint8_t>(target->data, target->bytes)] {
       return spill->read(id, into);
     };
-    Result<void> read = co_await rt::run_on(pool_, std::move(work));
+    Result<void> read = co_await rt::run_on(&pool_, std::move(work));
     arena_->finish_restore(*target, read.ok());
     if (read) spill_->forget(id);
     co_return read;

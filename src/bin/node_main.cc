@@ -13,9 +13,9 @@ namespace {
 
 using nlohmann::json;
 
-rt::Task<void> serve(rt::Loop& loop, node::NodeDaemon& daemon) {
-  co_await daemon.run();
-  loop.stop();
+rt::Task<void> serve(rt::Loop* loop, node::NodeDaemon* daemon) {
+  co_await daemon->run();
+  loop->stop();
 }
 
 void log_line(rt::Loop& loop, const std::string& text) {
@@ -120,7 +120,7 @@ int node_main(int argc, char** argv) {
     return 1;
   }
   rt::TaskGroup tasks(*loop);
-  tasks.spawn(serve(*loop, daemon));
+  tasks.spawn(serve(loop.get(), &daemon));
   loop->run();
   return 0;
 }

@@ -87,13 +87,13 @@ struct Session {
   explicit Session(const std::string& address) : client(*loop, *network, options(address)) { client.start(); }
   rpc::ClientOptions options(const std::string& address) {
     rpc::ClientOptions out{.address = address, .key = key(), .release = "1.0"};
-    out.greet = [this](rpc::Client& c) { return greet(c, node); };
+    out.greet = [this](rpc::Client* c) { return greet(c, node); };
     out.on_notify = [this](uint16_t topic, std::string body) {
       commands.emplace_back(static_cast<wire::NodeCommand>(topic), std::move(body));
     };
     return out;
   }
-  static rt::Task<Result<void>> greet(rpc::Client& client, NodeId node) {
+  static rt::Task<Result<void>> greet(rpc::Client* client, NodeId node) {
     wire::RegisterNode message;
     message.node = node;
     message.version = "1.0";
@@ -123,7 +123,7 @@ rt::Task<void> make_things(Session* session, JobId* job) {
   request.key = 1;
   request.driver = {WorkerId::random(), session->node};
   Result<wire::RegisterJobReply> reply =
-      co_await rpc::call<wire::RegisterJobReply>(session->client, ControlMethod::kRegisterJob, request);
+      co_await rpc::call<wire::RegisterJobReply>(&session->client, ControlMethod::kRegisterJob, request);
   EXPECT_TRUE(reply.ok());
   if (reply) *job = reply->job;
   wire::Kv kv;
@@ -131,7 +131,7 @@ rt::Task<void> make_things(Session* session, JobId* job) {
   kv.operation = wire::KvOperation::kPut;
   kv.name = "name";
   kv.value = std::string(100000, 'v');
-  EXPECT_TRUE((co_await rpc::call<wire::KvReply>(session->client, ControlMethod::kKv, kv)).ok());
+  EXPECT_TRUE((co_await rpc::call<wire::KvReply>(&session->client, ControlMethod::kKv, kv)).ok());
   wire::RegisterActor actor;
   actor.key = 3;
   actor.actor = ActorId::make(*job);
@@ -141,28 +141,28 @@ rt::Task<void> make_things(Session* session, JobId* job) {
   actor.name_space = "ns";
   actor.detached = true;
   EXPECT_TRUE(
-      (co_await rpc::call<wire::RegisterActorReply>(session->client, ControlMethod::kRegisterActor, actor))
+      (co_await rpc::call<wire::RegisterActorReply>(&session->client, ControlMethod::kRegisterActor, actor))
           .ok());
   wire::PlaceActor place;
   place.key = 4;
   place.spec.actor = actor.actor;
   place.spec.job = *job;
-  EXPECT_TRUE((co_await rpc::call<wire::Empty>(session->client, ControlMethod::kPlaceActor, place)).ok());
+  EXPECT_TRUE((co_await rpc::call<wire::Empty>(&session->client, ControlMethod::kPlaceActor, place)).ok());
 }
 
 rt::Task<void> find_things(Session* session, JobId* job) {
   wire::Kv kv;
   kv.operation = wire::KvOperation::kGet;
   kv.name = "name";
-  Result<wire::KvReply> value = co_await rpc::call<wire::KvReply>(session->client, ControlMethod::kKv, kv);
+  Result<wire::KvReply> value = co_await rpc::call<wire::KvReply>(&session->client, ControlMethod::kKv, kv);
   EXPECT_TRUE(value.ok() && value->value.size() == 100000);
   wire::GetNamedActor name{"an actor", "ns"};
   EXPECT_TRUE(
-      (co_await rpc::call<wire::ActorInfo>(session->client, ControlMethod::kGetNamedActor, name)).ok());
+      (co_await rpc::call<wire::ActorInfo>(&session->client, ControlMethod::kGetNamedActor, name)).ok());
   wire::RegisterJob again;
   again.key = 1;
   Result<wire::RegisterJobReply> reply =
-      co_await rpc::call<wire::RegisterJobReply>(session->client, ControlMethod::kRegisterJob, again);
+      co_await rpc::call<wire::RegisterJobReply>(&session->client, ControlMethod::kRegisterJob, again);
   EXPECT_TRUE(reply.ok() && reply->job == *job) << "a duplicate across a restart gets the first answer";
 }
 
@@ -183,7 +183,7 @@ TEST(ControlServer, TakesUpWhereItWas) {
 rt::Task<void> read_nodes(Session* session, std::string* out) {
   wire::ClusterInfo what{"nodes", ""};
   Result<wire::ClusterInfoReply> reply =
-      co_await rpc::call<wire::ClusterInfoReply>(session->client, ControlMethod::kClusterInfo, what);
+      co_await rpc::call<wire::ClusterInfoReply>(&session->client, ControlMethod::kClusterInfo, what);
   *out = reply ? reply->json : reply.error().message;
 }
 

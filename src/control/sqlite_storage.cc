@@ -152,7 +152,7 @@ class SqliteStorage final : public Storage {
     // The work keeps the database alive: it may outlast a cancelled caller.
     std::shared_ptr<Database> database = database_;
     auto work = [database, rows = std::move(rows)] { return database->commit(rows); };
-    Result<void> result = co_await rt::run_on(pool_, std::move(work));
+    Result<void> result = co_await rt::run_on(&pool_, std::move(work));
     if (result && !sync_planned_) {
       sync_planned_ = true;
       if (!background_) background_ = std::make_unique<rt::TaskGroup>(loop);
@@ -168,7 +168,7 @@ class SqliteStorage final : public Storage {
     sync_planned_ = false;
     std::shared_ptr<Database> database = database_;
     auto work = [database] { return database->sync(); };
-    Result<void> synced = co_await rt::run_on(pool_, std::move(work));
+    Result<void> synced = co_await rt::run_on(&pool_, std::move(work));
     if (!synced) sync_planned_ = false;  // the next commit tries again; a disk that fails shows there, too
   }
 

@@ -8,7 +8,7 @@ constexpr rt::Duration kReportPause = std::chrono::milliseconds(100);
 }
 
 /// After each connect: who we are, and which actors live here (the service may have been restarted).
-rt::Task<Result<void>> NodeDaemon::greet_control(rpc::Client& client) {
+rt::Task<Result<void>> NodeDaemon::greet_control(rpc::Client* client) {
   wire::RegisterNode request;
   request.node = id_;
   request.version = wire::kVersion;
@@ -43,8 +43,8 @@ rt::Task<Result<void>> NodeDaemon::greet_control(rpc::Client& client) {
     request.reservations.emplace_back(holding.group, holding.attempt);
   std::string body = wire::encode(request);
   rpc::CallOptions options{.timeout = std::chrono::seconds(10), .greeting = true};
-  Result<std::string> answer = co_await client.call(static_cast<uint16_t>(wire::ControlMethod::kRegisterNode),
-                                                    std::move(body), options);
+  Result<std::string> answer = co_await client->call(
+      static_cast<uint16_t>(wire::ControlMethod::kRegisterNode), std::move(body), options);
   if (!answer) co_return answer.error();
   Result<wire::RegisterNodeReply> reply = wire::decode<wire::RegisterNodeReply>(std::string_view(*answer));
   if (!reply) co_return reply.error();

@@ -121,7 +121,7 @@ Result<void> NodeDaemon::start() {
       .key = std::move(key),
       .release = wire::kVersion,
       .limits = {},
-      .greet = [this](rpc::Client& control) { return greet_control(control); },
+      .greet = [this](rpc::Client* control) { return greet_control(control); },
       .on_notify = [this](uint16_t topic, std::string body) { on_command(topic, std::move(body)); },
       .on_state =
           [this](bool up, const Error& why) {

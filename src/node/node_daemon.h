@@ -146,7 +146,7 @@ class NodeDaemon : private AdoptionEffects {
   void report_infeasible_group(const Process& process, const std::string& reply);
 
   // control.cc: the control service and its actors
-  rt::Task<Result<void>> greet_control(rpc::Client& client);
+  rt::Task<Result<void>> greet_control(rpc::Client* client);
   void on_command(uint16_t topic, std::string body);
   void start_actor(wire::StartActor order);
   void stop_actor(const wire::StopActor& order);

@@ -339,14 +339,14 @@ class NodeDaemonTest : public testing::Test {
       return 1;
     }
     rt::TaskGroup tasks(*loop);
-    tasks.spawn(serve(*loop, daemon));
+    tasks.spawn(serve(loop.get(), &daemon));
     loop->run();
     server.stop();
     return 0;
   }
-  static rt::Task<void> serve(rt::Loop& loop, NodeDaemon& daemon) {
-    co_await daemon.run();
-    loop.stop();
+  static rt::Task<void> serve(rt::Loop* loop, NodeDaemon* daemon) {
+    co_await daemon->run();
+    loop->stop();
   }
   void wait_daemon() {
     int status = 0;

@@ -24,7 +24,7 @@ rt::Task<void> NodeDaemon::accept_loop() {
   std::unique_ptr<rt::FdWatch> watch = loop_.watch_fd(listener_.get());
   UniqueFd reserve = reserve_descriptor();
   while (true) {
-    Result<UniqueFd> socket = co_await accept_unix(listener_.get(), *watch);
+    Result<UniqueFd> socket = co_await accept_unix(listener_.get(), watch.get());
     if (socket) {
       tasks_.spawn(serve_connection(std::move(*socket)));
       continue;
@@ -56,14 +56,14 @@ rt::Task<void> NodeDaemon::refuse_connection(UniqueFd socket, std::string why) {
     if (process->pid == peer->pid && !process->registered && !process->cause)
       process->cause = death_of(wire::DeathKind::kEnvironment, why, peer->pid);
   std::unique_ptr<rt::FdWatch> watch = loop_.watch_fd(socket.get());
-  rt::Task<Result<std::string>> reading = read_frame(socket.get(), *watch);
+  rt::Task<Result<std::string>> reading = read_frame(socket.get(), watch.get());
   Result<std::string> hello =
       co_await rt::with_timeout<Result<std::string>>(kRefusedHelloTimeout, std::move(reading));
   if (!hello) co_return;
   wire::Welcome welcome;
   welcome.error = "the node daemon " + why;
   std::string body = wire::encode(welcome);
-  Result<void> sent = co_await write_frame(socket.get(), *watch, std::move(body), {});
+  Result<void> sent = co_await write_frame(socket.get(), watch.get(), std::move(body), {});
   if (!sent) warn(sent.error().message);
 }
 
@@ -71,7 +71,7 @@ rt::Task<void> NodeDaemon::serve_connection(UniqueFd socket) {
   Result<PeerCredentials> peer = credentials_of(socket.get());
   if (!peer || peer->uid != ::geteuid()) co_return;
   std::unique_ptr<rt::FdWatch> watch = loop_.watch_fd(socket.get());
-  rt::Task<Result<std::string>> reading = read_frame(socket.get(), *watch);
+  rt::Task<Result<std::string>> reading = read_frame(socket.get(), watch.get());
   Result<std::string> frame =
       co_await rt::with_timeout<Result<std::string>>(kHelloTimeout, std::move(reading));
   if (!frame) co_return;
@@ -97,7 +97,7 @@ rt::Task<void> NodeDaemon::serve_connection(UniqueFd socket) {
     welcome.error = met ? "the process ended while it registered" : met.error().message;
   }
   std::string body = wire::encode(welcome);
-  Result<void> sent = co_await write_frame(socket.get(), *watch, std::move(body), std::move(fds));
+  Result<void> sent = co_await write_frame(socket.get(), watch.get(), std::move(body), std::move(fds));
   if (!met) co_return;
   process = find(*met);
   if (process == nullptr || process->ending) co_return;

@@ -38,19 +38,19 @@ Result<PeerCredentials> credentials_of(int socket) {
   return PeerCredentials{peer.pid, peer.uid};
 }
 
-rt::Task<Result<UniqueFd>> accept_unix(int listener, rt::FdWatch& watch) {
+rt::Task<Result<UniqueFd>> accept_unix(int listener, rt::FdWatch* watch) {
   while (true) {
     UniqueFd fd(::accept4(listener, nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC));
     if (fd) co_return fd;
     if (errno != EAGAIN && errno != EINTR && errno != ECONNABORTED)
       co_return errno_error("cannot accept a process");
-    Result<void> ready = co_await watch.wait_readable();
+    Result<void> ready = co_await watch->wait_readable();
     if (!ready) co_return ready.error();
   }
 }
 
 namespace {
-rt::Task<Result<void>> read_all(int socket, rt::FdWatch& watch, char* data, size_t size) {
+rt::Task<Result<void>> read_all(int socket, rt::FdWatch* watch, char* data, size_t size) {
   while (size > 0) {
     ssize_t got = ::recv(socket, data, size, 0);
     if (got == 0) co_return Error{ErrorCode::kUnavailable, "the process closed its connection"};
@@ -60,14 +60,14 @@ rt::Task<Result<void>> read_all(int socket, rt::FdWatch& watch, char* data, size
       continue;
     }
     if (errno != EAGAIN && errno != EINTR) co_return errno_error("cannot read from a process");
-    Result<void> ready = co_await watch.wait_readable();
+    Result<void> ready = co_await watch->wait_readable();
     if (!ready) co_return ready.error();
   }
   co_return Result<void>();
 }
 }  // namespace
 
-rt::Task<Result<std::string>> read_frame(int socket, rt::FdWatch& watch) {
+rt::Task<Result<std::string>> read_frame(int socket, rt::FdWatch* watch) {
   uint32_t size = 0;
   Result<void> head = co_await read_all(socket, watch, reinterpret_cast<char*>(&size), sizeof size);
   if (!head) co_return head.error();
@@ -79,7 +79,7 @@ rt::Task<Result<std::string>> read_frame(int socket, rt::FdWatch& watch) {
   co_return body;
 }
 
-rt::Task<Result<void>> write_frame(int socket, rt::FdWatch& watch, std::string body, std::vector<int> fds) {
+rt::Task<Result<void>> write_frame(int socket, rt::FdWatch* watch, std::string body, std::vector<int> fds) {
   uint32_t size = static_cast<uint32_t>(body.size());
   body.insert(0, reinterpret_cast<const char*>(&size), sizeof size);
   std::string control(CMSG_SPACE(fds.size() * sizeof(int)), '\0');
@@ -104,7 +104,7 @@ rt::Task<Result<void>> write_frame(int socket, rt::FdWatch& watch, std::string b
       continue;
     }
     if (errno != EAGAIN && errno != EINTR) co_return errno_error("cannot write to a process");
-    Result<void> ready = co_await watch.wait_writable();
+    Result<void> ready = co_await watch->wait_writable();
     if (!ready) co_return ready.error();
   }
   co_return Result<void>();

@@ -25,9 +25,9 @@ struct PeerCredentials {
 };
 Result<PeerCredentials> credentials_of(int socket);
 
-rt::Task<Result<UniqueFd>> accept_unix(int listener, rt::FdWatch& watch);
-rt::Task<Result<std::string>> read_frame(int socket, rt::FdWatch& watch);
+rt::Task<Result<UniqueFd>> accept_unix(int listener, rt::FdWatch* watch);
+rt::Task<Result<std::string>> read_frame(int socket, rt::FdWatch* watch);
 /// `fds` travel with the first byte.
-rt::Task<Result<void>> write_frame(int socket, rt::FdWatch& watch, std::string body, std::vector<int> fds);
+rt::Task<Result<void>> write_frame(int socket, rt::FdWatch* watch, std::string body, std::vector<int> fds);
 
 }  // namespace skate::node

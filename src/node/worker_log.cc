@@ -26,18 +26,18 @@ WorkerLog::WorkerLog(rt::Loop& loop, std::string stem, UniqueFd out, UniqueFd er
   err_.pipe = std::move(err);
   for (Stream* stream : {&out_, &err_}) {
     stream->watch = loop.watch_fd(stream->pipe.get());
-    tasks_.spawn(read_on(*stream));
+    tasks_.spawn(read_on(stream));
   }
 }
 
 WorkerLog::~WorkerLog() { tasks_.stop(); }
 
-rt::Task<void> WorkerLog::read_on(Stream& stream) {
+rt::Task<void> WorkerLog::read_on(Stream* stream) {
   while (true) {
     bool more = false;
-    if (!read_some(stream, more)) co_return;
+    if (!read_some(*stream, more)) co_return;
     // Also after a full buffer: others have their turn between two reads of one that prints without end.
-    Result<void> ready = co_await stream.watch->wait_readable();
+    Result<void> ready = co_await stream->watch->wait_readable();
     if (!ready) co_return;
   }
 }

@@ -41,7 +41,7 @@ class WorkerLog {
     std::string partial;
     std::unique_ptr<rt::FdWatch> watch;
   };
-  rt::Task<void> read_on(Stream& stream);
+  rt::Task<void> read_on(Stream* stream);
   /// False at the end of the stream.
   bool read_some(Stream& stream, bool& more);
   void take(Stream& stream, const char* data, size_t size);

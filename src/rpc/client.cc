@@ -118,7 +118,7 @@ rt::Task<Result<void>> Client::run_connection() {
       co_await rt::with_timeout(options_.handshake_timeout, network_.connect(options_.address));
   if (!stream) co_return stream.error();
   Result<void> known = co_await rt::with_timeout(
-      options_.handshake_timeout, handshake_as_client(**stream, options_.key, options_.release));
+      options_.handshake_timeout, handshake_as_client(stream->get(), options_.key, options_.release));
   if (!known) co_return known.error();
   connection_ = std::make_unique<Connection>(loop_, std::move(*stream), options_.limits);
   rt::TaskGroup greeting(loop_);
@@ -139,7 +139,7 @@ rt::Task<Result<void>> Client::run_connection() {
 
 rt::Task<void> Client::greet_and_open() {
   if (options_.greet) {
-    Result<void> greeted = co_await options_.greet(*this);
+    Result<void> greeted = co_await options_.greet(this);
     if (!greeted) {
       connection_->close();
       co_return;

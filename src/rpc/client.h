@@ -40,7 +40,7 @@ struct ClientOptions {
   /// Calls under way; one more fails with kFull.
   size_t calls_max = 1u << 20;
   /// Runs after each connect, before held calls go out; an error drops the connection and tries again.
-  std::function<rt::Task<Result<void>>(Client&)> greet{};
+  std::function<rt::Task<Result<void>>(Client*)> greet{};
   std::function<void(uint16_t topic, std::string body)> on_notify{};
   /// Told of each change; the error says why it is down.
   std::function<void(bool up, const Error& why)> on_state{};

@@ -25,8 +25,8 @@ Greeting make_greeting(std::string release) {
   return greeting;
 }
 
-Error not_skate(const rt::Stream& stream) {
-  return Error{ErrorCode::kDenied, "the peer (" + stream.peer() + ") does not speak Skate's protocol"};
+Error not_skate(const rt::Stream* stream) {
+  return Error{ErrorCode::kDenied, "the peer (" + stream->peer() + ") does not speak Skate's protocol"};
 }
 
 }  // namespace
@@ -59,9 +59,9 @@ Result<Greeting> decode_greeting(std::span<const uint8_t, Greeting::kBytes> byte
   return greeting;
 }
 
-rt::Task<Result<void>> handshake_as_client(rt::Stream& stream, ClusterKey key, std::string release) {
+rt::Task<Result<void>> handshake_as_client(rt::Stream* stream, ClusterKey key, std::string release) {
   const GreetingBytes opening = encode_greeting(make_greeting(release));
-  Result<void> sent = co_await stream.write(opening);
+  Result<void> sent = co_await stream->write(opening);
   if (!sent) co_return sent.error();
 
   GreetingBytes challenge;
@@ -78,7 +78,7 @@ rt::Task<Result<void>> handshake_as_client(rt::Stream& stream, ClusterKey key, s
                                              ": install the same version on both"};
 
   const Digest mine = proof(key, "skate client", opening, challenge);
-  sent = co_await stream.write(mine);
+  sent = co_await stream->write(mine);
   if (!sent) co_return sent.error();
   Digest theirs;
   received = co_await rt::read_exactly(stream, theirs);
@@ -88,7 +88,7 @@ rt::Task<Result<void>> handshake_as_client(rt::Stream& stream, ClusterKey key, s
   co_return Result<void>();
 }
 
-rt::Task<Result<void>> handshake_as_server(rt::Stream& stream, ClusterKey key, std::string release) {
+rt::Task<Result<void>> handshake_as_server(rt::Stream* stream, ClusterKey key, std::string release) {
   GreetingBytes opening;
   Result<void> received = co_await rt::read_exactly(stream, opening);
   if (!received) co_return received.error();
@@ -99,25 +99,25 @@ rt::Task<Result<void>> handshake_as_server(rt::Stream& stream, ClusterKey key, s
   const bool same = client->protocol == kProtocolVersion && client->release == release;
   if (!same) answer.status = HandshakeStatus::kWrongVersion;
   const GreetingBytes challenge = encode_greeting(answer);
-  Result<void> sent = co_await stream.write(challenge);
+  Result<void> sent = co_await stream->write(challenge);
   if (!sent) co_return sent.error();
   if (!same)
-    co_return Error{ErrorCode::kInvalid, "the peer (" + stream.peer() + ") runs Skate " + client->release};
+    co_return Error{ErrorCode::kInvalid, "the peer (" + stream->peer() + ") runs Skate " + client->release};
 
   Digest theirs;
   received = co_await rt::read_exactly(stream, theirs);
   if (!received) co_return received.error();
   if (!equal_in_constant_time(theirs, proof(key, "skate client", opening, challenge)))
-    co_return Error{ErrorCode::kDenied, "the peer (" + stream.peer() + ") does not know the cluster key"};
+    co_return Error{ErrorCode::kDenied, "the peer (" + stream->peer() + ") does not know the cluster key"};
   const Digest mine = proof(key, "skate server", opening, challenge);
-  co_return co_await stream.write(mine);
+  co_return co_await stream->write(mine);
 }
 
-rt::Task<void> turn_away(rt::Stream& stream, std::string release) {
+rt::Task<void> turn_away(rt::Stream* stream, std::string release) {
   Greeting answer = make_greeting(std::move(release));
   answer.status = HandshakeStatus::kBusy;
   const GreetingBytes bytes = encode_greeting(answer);
-  Result<void> told = co_await stream.write(bytes);
+  Result<void> told = co_await stream->write(bytes);
   if (!told) co_return;  // gone already, which is as good
 }
 

@@ -35,9 +35,9 @@ std::array<uint8_t, Greeting::kBytes> encode_greeting(const Greeting& greeting);
 Result<Greeting> decode_greeting(std::span<const uint8_t, Greeting::kBytes> bytes);
 
 /// kDenied: wrong key, or no Skate peer. kInvalid: other release. kUnavailable: gone.
-rt::Task<Result<void>> handshake_as_client(rt::Stream& stream, ClusterKey key, std::string release);
-rt::Task<Result<void>> handshake_as_server(rt::Stream& stream, ClusterKey key, std::string release);
+rt::Task<Result<void>> handshake_as_client(rt::Stream* stream, ClusterKey key, std::string release);
+rt::Task<Result<void>> handshake_as_server(rt::Stream* stream, ClusterKey key, std::string release);
 /// Tells a client that there is no room, and is done with it.
-rt::Task<void> turn_away(rt::Stream& stream, std::string release);
+rt::Task<void> turn_away(rt::Stream* stream, std::string release);
 
 }  // namespace skate::rpc

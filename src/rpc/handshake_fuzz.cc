@@ -33,7 +33,7 @@ class Stranger final : public rt::Stream {
 rt::Task<void> meet(Stranger* stranger, bool* let_in) {
   Result<rpc::ClusterKey> key = rpc::ClusterKey::from_bytes("a key that the fuzzer never signs with");
   std::string release = "1.0";
-  Result<void> known = co_await rpc::handshake_as_server(*stranger, *key, release);
+  Result<void> known = co_await rpc::handshake_as_server(stranger, *key, release);
   *let_in = known.ok();
 }
 

@@ -249,10 +249,10 @@ TEST(Rpc, CallsThatMayNotRepeatFailOnLoss) {
   EXPECT_EQ(world.service.runs["k"], 1);
 }
 
-rt::Task<Result<void>> greet(Client& client) {
+rt::Task<Result<void>> greet(Client* client) {
   CallOptions options;
   options.greeting = true;
-  Result<std::string> reply = co_await client.call(1, "greeting", options);
+  Result<std::string> reply = co_await client->call(1, "greeting", options);
   if (!reply) co_return reply.error();
   co_return Result<void>();
 }

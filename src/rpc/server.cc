@@ -58,8 +58,8 @@ rt::Task<void> Server::accept_loop(std::unique_ptr<rt::Listener> listener) {
       ++counts_.turned_away;
       const std::unique_ptr<rt::Stream> unwanted = std::move(*stream);
       // A fresh socket takes a greeting without waiting; one that does not is dropped as well.
-      Result<void> told =
-          co_await rt::with_timeout(std::chrono::milliseconds(1), turn_away(*unwanted, options_.release));
+      Result<void> told = co_await rt::with_timeout(std::chrono::milliseconds(1),
+                                                    turn_away(unwanted.get(), options_.release));
       log_refusal(told ? Error{ErrorCode::kFull, "too many connections"} : told.error());
       continue;
     }
@@ -80,7 +80,7 @@ rt::Task<void> Server::serve(std::unique_ptr<rt::Stream> stream) {
   {
     Decrement stranger{counts_.strangers};
     Result<void> known = co_await rt::with_timeout(
-        options_.handshake_timeout, handshake_as_server(*stream, options_.key, options_.release));
+        options_.handshake_timeout, handshake_as_server(stream.get(), options_.key, options_.release));
     if (!known) {
       ++counts_.refused;
       log_refusal(known.error());

@@ -69,7 +69,7 @@ TEST_F(RealLoop, PostsFromThreads) {
 }
 
 Task<void> pool_work(Pool* pool, std::thread::id* where) {
-  *where = co_await run_on(*pool, [] { return std::this_thread::get_id(); });
+  *where = co_await run_on(pool, [] { return std::this_thread::get_id(); });
 }
 
 TEST_F(RealLoop, PoolRunsElsewhere) {
@@ -170,7 +170,7 @@ Task<void> echo(Loop* loop, std::string address, bool* same) {
   std::vector<uint8_t> sent(3 << 20), received(3 << 20);
   for (size_t i = 0; i < sent.size(); ++i) sent[i] = static_cast<uint8_t>(i * 31 >> 3);
   group.spawn(write_all(stream->get(), sent));
-  EXPECT_TRUE((co_await read_exactly(**stream, received)).ok());
+  EXPECT_TRUE((co_await read_exactly(stream->get(), received)).ok());
   *same = sent == received;
   (*stream)->close();
   Result<size_t> after = co_await (*stream)->read(received);

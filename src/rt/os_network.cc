@@ -236,9 +236,9 @@ std::unique_ptr<Stream> make_stream(Loop& loop, UniqueFd socket) {
   return std::make_unique<SocketStream>(loop, std::move(socket));
 }
 
-Task<Result<void>> read_exactly(Stream& stream, std::span<uint8_t> buffer) {
+Task<Result<void>> read_exactly(Stream* stream, std::span<uint8_t> buffer) {
   while (!buffer.empty()) {
-    Result<size_t> got = co_await stream.read(buffer);
+    Result<size_t> got = co_await stream->read(buffer);
     if (!got) co_return got.error();
     if (*got == 0) co_return Error{ErrorCode::kUnavailable, "the peer closed the connection"};
     buffer = buffer.subspan(*got);

@@ -1,6 +1,6 @@
 // Pool: a few threads for work that blocks (files, fsync, compression), awaited from a loop.
 //
-//   Result<int> answer = co_await run_on(pool, [path] { return read(path); });
+//   Result<int> answer = co_await run_on(&pool, [path] { return read(path); });
 //
 // A task that is cancelled while it waits does not interrupt the work: its result is dropped. Each caller has
 // one piece of work queued at a time, so that the queue is bounded by the number of tasks.
@@ -53,7 +53,7 @@ struct PoolCall {
 
 /// Runs `work` on the pool and returns its value (not void: return a Result<void>).
 template <class Work>
-Task<std::invoke_result_t<Work>> run_on(Pool& pool, Work work) {
+Task<std::invoke_result_t<Work>> run_on(Pool* pool, Work work) {
   using T = std::invoke_result_t<Work>;
   Loop& loop = co_await this_loop();
   auto call = std::make_shared<detail::PoolCall<T>>();
@@ -63,7 +63,7 @@ Task<std::invoke_result_t<Work>> run_on(Pool& pool, Work work) {
     ~Forget() { call.done = nullptr; }
   } forget{*call};
   call->done = &done;
-  pool.submit([call, &loop, work = std::move(work)]() mutable {
+  pool->submit([call, &loop, work = std::move(work)]() mutable {
     call->value.emplace(work());
     loop.post([call = std::move(call)] {
       if (call->done != nullptr) call->done->set();

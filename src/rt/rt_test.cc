@@ -332,7 +332,7 @@ TEST(SimLoop, TheSeedDecidesTheOrder) {
 }
 
 Task<void> use_pool(Pool* pool, int* out) {
-  *out = co_await run_on(*pool, [] { return 6 * 7; });
+  *out = co_await run_on(pool, [] { return 6 * 7; });
 }
 
 TEST(SimPool, RunsAndForgetsCancelledCallers) {

@@ -50,6 +50,6 @@ std::unique_ptr<Network> make_network(Loop& loop);
 std::unique_ptr<Stream> make_stream(Loop& loop, UniqueFd socket);
 
 /// Fills `buffer`; kUnavailable when the stream ends before.
-Task<Result<void>> read_exactly(Stream& stream, std::span<uint8_t> buffer);
+Task<Result<void>> read_exactly(Stream* stream, std::span<uint8_t> buffer);
 
 }  // namespace skate::rt

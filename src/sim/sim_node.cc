@@ -36,7 +36,7 @@ SimNode::SimNode(rt::SimLoop& loop, rt::Network& network, SimNodeOptions options
               [this] {
                 rpc::ClientOptions out{
                     .address = options_.control_address, .key = options_.key, .release = options_.release};
-                out.greet = [this](rpc::Client& client) { return greet(client); };
+                out.greet = [this](rpc::Client* client) { return greet(client); };
                 out.on_notify = [this](uint16_t topic, std::string body) { on_command(topic, body); };
                 return out;
               }()),
@@ -62,7 +62,7 @@ rt::Task<void> SimNode::short_delay() {
   co_await rt::sleep_for(rt::Duration(loop_.random().below(3'000'000)));
 }
 
-rt::Task<Result<void>> SimNode::greet(rpc::Client& client) {
+rt::Task<Result<void>> SimNode::greet(rpc::Client* client) {
   wire::RegisterNode message;
   message.node = id_;
   message.version = options_.release;
@@ -121,7 +121,7 @@ rt::Task<void> SimNode::drive(std::shared_ptr<Driver> driver) {
   request.driver = {driver->id, id_};
   request.name_space = "ns";
   Result<wire::RegisterJobReply> job = co_await rpc::call<wire::RegisterJobReply>(
-      client_, ControlMethod::kRegisterJob, request, until_answered());
+      &client_, ControlMethod::kRegisterJob, request, until_answered());
   if (!job) {
     problem_ = "a job cannot register: " + job.error().message;
     co_return;
@@ -156,7 +156,7 @@ rt::Task<void> SimNode::make_actor(std::shared_ptr<Driver> driver, uint32_t inde
   request.max_restarts = static_cast<int64_t>(index % 4) - 1;
   request.detached = index % 5 == 0 && !request.name.empty();
   Result<wire::RegisterActorReply> reply = co_await rpc::call<wire::RegisterActorReply>(
-      client_, ControlMethod::kRegisterActor, request, until_answered());
+      &client_, ControlMethod::kRegisterActor, request, until_answered());
   if (!reply || reply->existed) co_return;  // the name is taken
   co_await short_delay();
   wire::PlaceActor place;

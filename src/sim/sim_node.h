@@ -88,7 +88,7 @@ class SimNode {
   rt::Task<void> start_worker(ProcessNumber worker);
   rt::Task<void> stop_worker(node::StopWorker stop);
   rt::Task<void> construct(ActorId actor, uint64_t incarnation, ProcessNumber worker);
-  rt::Task<Result<void>> greet(rpc::Client& client);
+  rt::Task<Result<void>> greet(rpc::Client* client);
   rt::Task<void> tell_control(wire::ControlMethod method, std::string body);
   rt::Task<void> short_delay();
 
