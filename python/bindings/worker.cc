@@ -892,6 +892,10 @@ PyObject* py_context(PyObject*, PyObject*) {
   std::string env =
       lease != nullptr && !lease->runtime_env.empty() ? lease->runtime_env : default_runtime_env();
   std::string name = task ? display_name(*task) : "";
+  auto* function = task && task->function && task->function->loaded != nullptr
+                       ? static_cast<PyObject*>(task->function->loaded)
+                       : Py_None;
+  const char* method = task == nullptr ? "" : task->create ? "__init__" : task->method.c_str();
   const wire::Welcome& welcome = runtime->welcome();
   std::optional<PlacementGroupId> group;
   bool captures = false;
@@ -903,15 +907,15 @@ PyObject* py_context(PyObject*, PyObject*) {
     }
   }
   return Py_BuildValue(
-      "{s:N,s:N,s:N,s:N,s:N,s:s,s:s,s:O,s:O,s:s,s:s,s:s,s:i,s:O,s:O,s:N,s:O,s:O,s:s,s:s}", "job_id",
+      "{s:N,s:N,s:N,s:N,s:N,s:s,s:O,s:s,s:O,s:O,s:s,s:s,s:s,s:i,s:O,s:O,s:N,s:O,s:O,s:s,s:s}", "job_id",
       bytes(job.data(), JobId::kSize), "task_id",
       bytes_or_none(task != nullptr, task_id.data(), TaskId::kSize), "actor_id",
       bytes_or_none(!actor_id.is_nil(), actor_id.data(), ActorId::kSize), "worker_id",
       bytes(welcome.worker.data(), WorkerId::kSize), "node_id", bytes(welcome.node.data(), NodeId::kSize),
-      "task_name", name.c_str(), "function_name", name.c_str(), "assigned_resources", resources.get(),
-      "accelerator_ids", accelerators.get(), "actor_name", actor.spec.name.c_str(), "namespace",
-      actor_id.is_nil() ? welcome.name_space.c_str() : actor.spec.name_space.c_str(), "runtime_env",
-      env.c_str(), "attempt", task ? int{task->header.attempt} : 0, "is_worker",
+      "task_name", name.c_str(), "function", function, "method", method, "assigned_resources",
+      resources.get(), "accelerator_ids", accelerators.get(), "actor_name", actor.spec.name.c_str(),
+      "namespace", actor_id.is_nil() ? welcome.name_space.c_str() : actor.spec.name_space.c_str(),
+      "runtime_env", env.c_str(), "attempt", task ? int{task->header.attempt} : 0, "is_worker",
       runtime->is_worker() ? Py_True : Py_False, "actor_restarted",
       actor.incarnation > 0 ? Py_True : Py_False, "placement_group_id",
       bytes_or_none(group.has_value(), group ? group->data() : nullptr, PlacementGroupId::kSize),

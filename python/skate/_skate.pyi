@@ -189,7 +189,8 @@ class Context(TypedDict):
     worker_id: bytes
     node_id: bytes
     task_name: str
-    function_name: str
+    function: Callable[..., Any] | None  # that a task runs
+    method: str  # that an actor runs
     assigned_resources: dict[str, float]
     accelerator_ids: dict[str, list[str]]
     actor_name: str

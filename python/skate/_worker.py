@@ -21,6 +21,7 @@ current_call: contextvars.ContextVar[Any] = contextvars.ContextVar("skate_curren
 _PACKAGE_DIR = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _node_ip = "127.0.0.1"
 _actor: Any = None
+_actor_class: type | None = None
 _actor_loop: asyncio.AbstractEventLoop | None = None
 _failing_method: Any = None  # while an asyncio actor reports the error of a call: its method
 
@@ -100,6 +101,16 @@ def load_function(blob: bytes) -> Callable[..., Any]:
     return loaded
 
 
+def function_name(function: Callable[..., Any] | None, method: str) -> str:
+    """Of what runs: a task's `function`, or that method of this process's actor."""
+    if function is None:
+        cls = _actor_class
+        return f"{cls.__module__}.{cls.__name__}.{method}" if cls is not None else method
+    if isinstance(function, RetryingFunction):
+        function = function.function
+    return f"{function.__module__}.{function.__qualname__}"
+
+
 def load_class(blob: bytes) -> type:
     cls: type = pickle.loads(blob)
     return cls
@@ -147,10 +158,11 @@ def _new_loop() -> asyncio.AbstractEventLoop:
 
 def create_actor_instance(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The constructor of an asyncio actor runs inside of its loop."""
-    global _actor, _actor_loop
+    global _actor, _actor_class, _actor_loop
     from skate import _signature
     from skate.actor import class_methods
 
+    _actor_class = cls
     if any(_signature.is_async(method) for method in class_methods(cls).values()):
         import asyncio
 

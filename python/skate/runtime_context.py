@@ -32,8 +32,11 @@ class RuntimeContext:
         return context["task_name"] if context["is_worker"] else None
 
     def get_task_function_name(self) -> str | None:
+        """module.function or module.Class.method, whatever `name` the task was given. None in a driver."""
+        from skate import _worker
+
         context = _skate.context()
-        return context["function_name"] if context["is_worker"] else None
+        return _worker.function_name(context["function"], context["method"]) if context["is_worker"] else None
 
     def get_actor_id(self) -> str | None:
         """None outside of actors."""

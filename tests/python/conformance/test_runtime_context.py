@@ -50,7 +50,22 @@ def test_task_id_matches_the_ref():
 
 
 def test_task_name_option():
-    assert ray.get(facts.options(name="given").remote())["task_name"] == "given"
+    seen = ray.get(facts.options(name="given").remote())
+    assert seen["task_name"] == "given"
+    assert seen["function"] == f"{__name__}.facts"
+
+
+def test_function_name_of_a_method():
+    @ray.remote
+    class A:
+        def __init__(self):
+            self.made = ray.get_runtime_context().get_task_function_name()
+
+        def names(self):
+            return self.made, ray.get_runtime_context().get_task_function_name()
+
+    of_class = f"{__name__}.A"
+    assert ray.get(A.remote().names.remote()) == (f"{of_class}.__init__", f"{of_class}.names")
 
 
 def test_task_ids_differ():
