@@ -321,12 +321,61 @@ PyObject* py_get(PyObject*, PyObject* const* args, Py_ssize_t count) {
 }
 
 namespace {
+
 bool names_one_twice(PyObject* list) {
   boost::unordered_flat_set<Entry*> seen(static_cast<size_t>(PyList_GET_SIZE(list)));
   for (Py_ssize_t i = 0; i < PyList_GET_SIZE(list); ++i)
     if (!seen.insert(reinterpret_cast<RefObject*>(PyList_GET_ITEM(list, i))->entry).second) return true;
   return false;
 }
+
+/// The first `take` refs of the list that are ready, and the others, in one pass over them, as a wait is
+/// often repeated with a long rest. False with a Python error set; `taken` is less if fewer are ready, and
+/// the lists are then not complete.
+bool split_ready(PyObject* list, Py_ssize_t take, Object& done, Object& rest, Py_ssize_t& taken) {
+  const Py_ssize_t size = PyList_GET_SIZE(list);
+  done = Object(PyList_New(take));
+  rest = Object(PyList_New(size - take));
+  if (!done || !rest) return false;
+  if (PyList_GET_SIZE(list) != size) {  // a destructor that ran just now did that
+    PyErr_SetString(PyExc_RuntimeError, "the list of refs changed while wait ran");
+    return false;
+  }
+  // A number for this pass marks the refs that it has seen, under the GIL: this finds one that is there
+  // twice, and the look at their entries is needed only for what may be two refs of one object.
+  static uint32_t mark = 0;
+  if (++mark == 0) ++mark;
+  const uint32_t my_mark = mark;
+  const uint64_t epoch = connection_epoch();
+  const PyTypeObject* type = ref_type;
+  PyObject** ready = &PyList_GET_ITEM(done.get(), 0);
+  PyObject** other = &PyList_GET_ITEM(rest.get(), 0);
+  PyObject** const other_end = other + (size - take);
+  bool twice = false, alone = true;
+  taken = 0;
+  for (Py_ssize_t i = 0; i < size; ++i) {
+    PyObject* item = PyList_GET_ITEM(list, i);
+    if (Py_TYPE(item) != type) {
+      PyErr_Format(PyExc_TypeError, "wait takes ObjectRefs; element %zd is a %s", i, Py_TYPE(item)->tp_name);
+      return false;
+    }
+    auto* ref = reinterpret_cast<RefObject*>(item);
+    if ((ref->epoch != epoch || ref->entry == nullptr) && entry_of(item) == nullptr) return false;
+    twice |= ref->wait_mark == my_mark;
+    alone &= ref->alone;
+    ref->wait_mark = my_mark;
+    if (taken < take && ref->entry->ready())
+      ready[taken++] = Py_NewRef(item);
+    else if (other != other_end)
+      *other++ = Py_NewRef(item);
+  }
+  if (twice || (!alone && names_one_twice(list))) {
+    PyErr_SetString(PyExc_ValueError, "wait takes each ObjectRef once; the list holds one of them twice");
+    return false;
+  }
+  return true;
+}
+
 }  // namespace
 
 PyObject* py_wait(PyObject*, PyObject* const* args, Py_ssize_t count) {
@@ -334,76 +383,32 @@ PyObject* py_wait(PyObject*, PyObject* const* args, Py_ssize_t count) {
     return PyErr_Format(PyExc_TypeError, "wait takes refs, num_returns, timeout and fetch_local");
   if (!PyList_Check(args[0])) return PyErr_Format(PyExc_TypeError, "wait takes a list of ObjectRefs");
   PyObject* list = args[0];
-  Object hold;
   const Py_ssize_t size = PyList_GET_SIZE(list);
-  Py_ssize_t wanted = PyLong_AsSsize_t(args[1]);
+  const Py_ssize_t wanted = PyLong_AsSsize_t(args[1]);
   if (wanted == -1 && PyErr_Occurred() != nullptr) return nullptr;
   if (size == 0) return Py_BuildValue("([][])");
   if (wanted <= 0 || wanted > size)
     return PyErr_Format(PyExc_ValueError, "num_returns must be from 1 to the number of refs (%zd), not %zd",
                         size, wanted);
+  bool failed;
+  const Clock::time_point until = deadline_of(args[2], &failed);
+  if (failed) return nullptr;
   Runtime* runtime = require_runtime();
   if (runtime == nullptr) return nullptr;
-  // A number for this call marks the refs that it has seen, under the GIL: this finds one that is there
-  // twice, and the look at their entries is needed only for what may be two refs of one object.
-  static uint32_t mark = 0;
-  if (++mark == 0) ++mark;
-  const uint64_t epoch = connection_epoch();
-  Py_ssize_t ready = 0;
-  Py_ssize_t looked = 0;  // up to here all is known that a satisfied wait needs
-  bool twice = false, alone = true;
-  for (Py_ssize_t i = 0; i < size; ++i) {
-    PyObject* item = PyList_GET_ITEM(list, i);
-    if (!is_ref(item))
-      return PyErr_Format(PyExc_TypeError, "wait takes ObjectRefs; element %zd is a %s", i,
-                          Py_TYPE(item)->tp_name);
-    auto* ref = reinterpret_cast<RefObject*>(item);
-    if ((ref->epoch != epoch || ref->entry == nullptr) && entry_of(item) == nullptr) return nullptr;
-    twice |= ref->wait_mark == mark;
-    alone &= ref->alone;
-    ref->wait_mark = mark;
-    if (ready < wanted) {
-      ready += ref->entry->ready();
-      looked = i + 1;
-    }
-  }
-  if (!alone && !twice) twice = names_one_twice(list);
-  if (twice) {
-    PyErr_SetString(PyExc_ValueError, "wait takes each ObjectRef once; the list holds one of them twice");
-    return nullptr;
-  }
-  bool failed;
-  Clock::time_point until = deadline_of(args[2], &failed);
-  if (failed) return nullptr;
-  if (ready < wanted) {
-    looked = size;
-    hold = Object(PySequence_List(list));  // the caller's list may change while the GIL is released
+  Object done, rest;
+  Py_ssize_t taken;
+  if (!split_ready(list, wanted, done, rest, taken)) return nullptr;
+  if (taken < wanted) {
+    Object hold(PySequence_List(list));  // the caller's list may change while the GIL is released
     if (!hold) return nullptr;
-    list = hold.get();
     std::vector<Entry*> entries(static_cast<size_t>(size));
     for (Py_ssize_t i = 0; i < size; ++i)
-      entries[static_cast<size_t>(i)] = reinterpret_cast<RefObject*>(PyList_GET_ITEM(list, i))->entry;
+      entries[static_cast<size_t>(i)] = reinterpret_cast<RefObject*>(PyList_GET_ITEM(hold.get(), i))->entry;
     bool timed_out;
     if (!wait_for(*runtime, entries, static_cast<size_t>(wanted), until, &timed_out)) return nullptr;
-  }
-  std::vector<Py_ssize_t> chosen;
-  chosen.reserve(static_cast<size_t>(wanted));
-  for (Py_ssize_t i = 0; i < looked && static_cast<Py_ssize_t>(chosen.size()) < wanted; ++i)
-    if (reinterpret_cast<RefObject*>(PyList_GET_ITEM(list, i))->entry->ready()) chosen.push_back(i);
-  const auto found = static_cast<Py_ssize_t>(chosen.size());
-  Object done(PyList_New(found)), rest(PyList_New(size - found));
-  if (!done || !rest) return nullptr;
-  if (PyList_GET_SIZE(list) != size) {  // a destructor that ran just now did that
-    PyErr_SetString(PyExc_RuntimeError, "the list of refs changed while wait ran");
-    return nullptr;
-  }
-  Py_ssize_t begin = 0;
-  for (Py_ssize_t d = 0; d <= found; ++d) {
-    const Py_ssize_t end = d < found ? chosen[static_cast<size_t>(d)] : size;
-    for (Py_ssize_t i = begin; i < end; ++i)
-      PyList_SET_ITEM(rest.get(), i - d, Py_NewRef(PyList_GET_ITEM(list, i)));
-    if (d < found) PyList_SET_ITEM(done.get(), d, Py_NewRef(PyList_GET_ITEM(list, end)));
-    begin = end + 1;
+    const auto ready =
+        std::count_if(entries.begin(), entries.end(), [](Entry* entry) { return entry->ready(); });
+    if (!split_ready(hold.get(), std::min<Py_ssize_t>(wanted, ready), done, rest, taken)) return nullptr;
   }
   return Py_BuildValue("(NN)", done.release(), rest.release());
 }
