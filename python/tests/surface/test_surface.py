@@ -750,7 +750,7 @@ def test_ids():
         (TypeError, {"env_vars": {"a": 1}}),
         (TypeError, {"env_vars": ["a"]}),
         (TypeError, {"working_dir": 3}),
-        (ValueError, {"working_dir": "/nonexistent"}),
+        (ValueError, {"working_dir": "/dev/null/gone"}),
         (ValueError, {"working_dir": "s3://x"}),
         (ValueError, {"pip": ["x"]}),
         (ValueError, {"conda": "x"}),
@@ -891,7 +891,8 @@ def test_placement_group():
 
     fake_skate._state["control"] = {
         "pg_create": json.dumps({"id": "05" * 18}),
-        "pg_wait": "true",
+        "pg_wait": json.dumps({"state": "CREATED"}),
+        "pg_get": json.dumps({"id": "05" * 18}),
         "pg_remove": "{}",
         "placement_groups": json.dumps(
             [
@@ -932,7 +933,8 @@ def test_strategies():
         NodeLabelSchedulingStrategy,
     )
 
-    assert scheduling_json({}) == scheduling_json({"scheduling_strategy": "DEFAULT"}) == ""
+    assert scheduling_json({}) == ""
+    assert '"default"' in scheduling_json({"scheduling_strategy": "DEFAULT"})  # not the group of its parent
     assert '"spread"' in scheduling_json({"scheduling_strategy": "SPREAD"})
     assert "ab" * 28 in scheduling_json(
         {"scheduling_strategy": NodeAffinitySchedulingStrategy("ab" * 28, soft=True)}
