@@ -28,7 +28,7 @@ class AdoptedObjectsTest : public testing::Test, protected AdoptionEffects {
     for (uint8_t number = 1; number <= 4; ++number)
       adopted.process_came(number, worker(number), first(number));
   }
-  ~AdoptedObjectsTest() override { EXPECT_EQ(adopted.check(), ""); }
+  void TearDown() override { EXPECT_EQ(adopted.check(), ""); }
 
   static uint64_t first(uint64_t number) { return number * 4 * wire::kSequencesMax; }
   void hold(ProcessNumber owner, const ObjectId& id) override { held.emplace_back(owner, id); }
