@@ -827,8 +827,10 @@ PyObject* py_look(PyObject*, PyObject* timeout) {
     if (seconds < 1)
       until = worker::Clock::now() + std::chrono::nanoseconds(static_cast<int64_t>(seconds * 1e9));
   }
-  WithoutGil released;
-  runtime->look(until);
+  {
+    WithoutGil released;
+    runtime->look(until);
+  }
   Py_RETURN_NONE;
 }
 

@@ -64,6 +64,11 @@ _METHOD: dict[str, tuple[type, ...]] = {
     "_labels": (dict, _NONE),
 }
 
+#: Quantities travel as 64-bit counts of ten-thousandths.
+_QUANTITY_MAX = 10**14
+_PRECISION = 0.0001
+_RETURNS_MAX = 10**6
+
 TASK_OPTIONS = tuple(_TASK)
 ACTOR_OPTIONS = tuple(_ACTOR)
 REMOTE_OPTIONS = tuple(dict.fromkeys(TASK_OPTIONS + ACTOR_OPTIONS))
@@ -78,8 +83,8 @@ def validate_task(options: dict[str, Any], in_options: bool) -> None:
     _check_common(options)
     if options.get("object_store_memory") is not None:
         raise ValueError("object_store_memory is not an option of tasks: use memory, or leave it out")
-    _check_at_least(options, "max_calls", 0)
-    _check_at_least(options, "max_retries", -1)
+    _check_count(options, "max_calls", 0)
+    _check_count(options, "max_retries", -1)
     check_num_returns(options.get("num_returns"))
     check_retry_exceptions(options.get("retry_exceptions"))
     _check_backpressure(options, "_generator_backpressure_num_objects")
@@ -91,10 +96,10 @@ def validate_actor(options: dict[str, Any], in_options: bool) -> None:
     if in_options and "concurrency_groups" in options:
         raise ValueError("concurrency_groups belong to the class: move them from .options() to @skate.remote")
     _check_common(options)
-    _check_at_least(options, "max_restarts", -1)
-    _check_at_least(options, "max_task_retries", -1)
-    _check_at_least(options, "max_pending_calls", -1)
-    _check_at_least(options, "max_concurrency", 0)
+    _check_count(options, "max_restarts", -1)
+    _check_count(options, "max_task_retries", -1)
+    _check_count(options, "max_pending_calls", -1)
+    _check_count(options, "max_concurrency", 0)
     if options.get("lifetime") not in (None, "detached", "non_detached"):
         raise ValueError(f"lifetime must be 'detached', 'non_detached' or None, not {options['lifetime']!r}")
     if options.get("get_if_exists") and not options.get("name"):
@@ -119,7 +124,7 @@ def validate_method(options: dict[str, Any]) -> None:
         if accepted is None:
             raise ValueError(f"{name!r} is no option of actor methods: they are {_listing(_METHOD)}")
         _check_type(name, value, accepted)
-    _check_at_least(options, "max_task_retries", -1)
+    _check_count(options, "max_task_retries", -1)
     check_num_returns(options.get("num_returns"))
     check_retry_exceptions(options.get("retry_exceptions"))
     _check_backpressure(options, "_generator_backpressure_num_objects")
@@ -147,11 +152,11 @@ def _check_type(name: str, value: Any, accepted: tuple[type, ...]) -> None:
     raise TypeError(f"the option {name!r} takes {names}, not {type(value).__name__} ({value!r})")
 
 
-def _check_at_least(options: dict[str, Any], name: str, low: int) -> None:
+def _check_count(options: dict[str, Any], name: str, low: int, high: int = 2**31 - 1) -> None:
     value = options.get(name)
-    if value is not None and value < low:
+    if value is not None and not low <= value <= high:
         endless = " (-1 means without end)" if low == -1 else ""
-        raise ValueError(f"{name} must be at least {low}{endless} or None, not {value}")
+        raise ValueError(f"{name} must be from {low}{endless} to {high} or None, not {value}")
 
 
 def _check_backpressure(options: dict[str, Any], name: str) -> None:
@@ -171,6 +176,10 @@ def check_num_returns(value: Any) -> None:
     if isinstance(value, str) or value < 0:
         raise ValueError(
             f"num_returns must be None, an integer from 0 on, 'streaming' or 'dynamic', not {value!r}"
+        )
+    if value > _RETURNS_MAX:
+        raise ValueError(
+            f"num_returns={value} is too many (the most is {_RETURNS_MAX}): return a list, or yield the values"
         )
 
 
@@ -194,11 +203,11 @@ def check_retry_exceptions(value: Any) -> None:
 
 def _check_common(options: dict[str, Any]) -> None:
     for name in ("num_cpus", "num_gpus", "memory"):
-        _check_quantity(name, options.get(name))
+        check_quantity(name, options.get(name))
     gpus = options.get("num_gpus")
     if gpus is not None and gpus > 1 and gpus != int(gpus):
         raise ValueError(f"num_gpus above 1 must be a whole number, not {gpus}")
-    _check_at_least(options, "object_store_memory", 0)
+    _check_count(options, "object_store_memory", 0, _QUANTITY_MAX)
     for name, quantity in (options.get("resources") or {}).items():
         if not isinstance(name, str):
             raise TypeError(f"the names in resources must be strings, not {name!r}")
@@ -206,7 +215,7 @@ def _check_common(options: dict[str, Any]) -> None:
             raise ValueError(f"{name} does not belong into resources: use num_{name.lower()}s")
         if not isinstance(quantity, (int, float)):
             raise TypeError(f"the quantity of {name!r} in resources must be a number, not {quantity!r}")
-        _check_quantity(name, quantity)
+        check_quantity(name, quantity)
     check_label_selector(options.get("label_selector"))
     for choice in options.get("fallback_strategy") or ():
         if not isinstance(choice, dict) or set(choice) != {"label_selector"}:
@@ -218,17 +227,23 @@ def _check_common(options: dict[str, Any]) -> None:
         from skate import runtime_env
 
         runtime_env.validate(options["runtime_env"])
-    if options.get("scheduling_strategy") is not None:
+    if options.keys() & {"scheduling_strategy", "placement_group", "placement_group_bundle_index"}:
         scheduling_json(options)
 
 
-def _check_quantity(name: str, quantity: Any) -> None:
+def check_quantity(name: str, quantity: Any) -> None:
     if quantity is None:
         return
     if quantity != quantity or quantity in (float("inf"), float("-inf")):
         raise ValueError(f"the quantity of {name} must be finite, not {quantity}")
     if quantity < 0:
         raise ValueError(f"the quantity of {name} cannot be negative, but is {quantity}")
+    if quantity > _QUANTITY_MAX:
+        raise ValueError(f"the quantity of {name} is at most {_QUANTITY_MAX}, and cannot be {quantity}")
+    if 0 < quantity < _PRECISION:
+        raise ValueError(
+            f"the quantity of {name} is counted in steps of {_PRECISION}, and cannot be {quantity}"
+        )
 
 
 def check_label_selector(selector: Any) -> None:
@@ -336,9 +351,16 @@ def _chosen_strategy(options: dict[str, Any]) -> Any:
     strategy = options.get("scheduling_strategy")
     group = options.get("placement_group", "default")
     if group in ("default", None):
+        if options.get("placement_group_bundle_index", -1) != -1:
+            raise ValueError(
+                "placement_group_bundle_index names a bundle of placement_group: pass that as well"
+            )
         return strategy
+    from skate.util.placement_group import PlacementGroup
     from skate.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+    if not isinstance(group, PlacementGroup):
+        raise TypeError(f"placement_group takes a PlacementGroup, not {type(group).__name__}")
     if strategy is not None:
         raise ValueError("pass either scheduling_strategy or placement_group, not both")
     return PlacementGroupSchedulingStrategy(

@@ -129,7 +129,9 @@ def init(
                 f"the cluster at {address!r} has its sizes already: leave out {', '.join(given)}, or pass "
                 "address='local' to start a new one"
             )
-    _check_sizes(num_cpus, num_gpus, resources, labels, object_store_memory)
+    _check_sizes(num_cpus, num_gpus, resources, labels, object_store_memory, private["memory"])
+    if log_to_driver is not None and not isinstance(log_to_driver, (bool, int)):
+        raise TypeError(f"log_to_driver takes True or False, not {log_to_driver!r}")
 
     from skate import runtime_env as env_module
     from skate.job_config import JobConfig
@@ -226,6 +228,8 @@ def _private_options(kwargs: dict[str, Any]) -> dict[str, Any]:
     inline_limit = system.pop("max_direct_call_object_size", None) if system else None
     if "object_spilling_config" in system:
         spill_dir = _spill_dir(system.pop("object_spilling_config"), spill_dir)
+    if inline_limit is not None and (not isinstance(inline_limit, int) or inline_limit < 0):
+        raise ValueError(f"max_direct_call_object_size takes a number of bytes, not {inline_limit!r}")
     if system:
         raise ValueError(f"_system_config has settings that Skate does not know: {', '.join(sorted(system))}")
     options = {
@@ -285,7 +289,11 @@ def _check_namespace(namespace: Any) -> str:
     return namespace
 
 
-def _check_sizes(num_cpus: Any, num_gpus: Any, resources: Any, labels: Any, store_bytes: Any) -> None:
+def _check_sizes(
+    num_cpus: Any, num_gpus: Any, resources: Any, labels: Any, store_bytes: Any, memory_bytes: Any
+) -> None:
+    from skate._options import check_quantity
+
     for name, value in (("num_cpus", num_cpus), ("num_gpus", num_gpus)):
         if value is None:
             continue
@@ -293,6 +301,11 @@ def _check_sizes(num_cpus: Any, num_gpus: Any, resources: Any, labels: Any, stor
             raise ValueError(f"{name} must be a whole number, not {value!r}")
         if value < 0:
             raise ValueError(f"{name} cannot be negative, but is {value}")
+        check_quantity(name, value)
+    for name, value in (("_memory", memory_bytes), ("object_store_memory", store_bytes)):
+        if value is not None and not isinstance(value, (int, float)):
+            raise TypeError(f"{name} takes a number of bytes, not {value!r}")
+        check_quantity(name, value)
     if resources is not None and not isinstance(resources, dict):
         raise TypeError(f"resources takes a dict, not {type(resources).__name__}")
     own = {"CPU": "num_cpus", "GPU": "num_gpus", "memory": "_memory"}
@@ -302,6 +315,9 @@ def _check_sizes(num_cpus: Any, num_gpus: Any, resources: Any, labels: Any, stor
             raise ValueError(f"{name} is no custom resource: pass {own[name]}")
         if not isinstance(value, (int, float)) or value < 0 or value != int(value):
             raise ValueError(f"the quantity of {name!r} must be a whole number from 0 on, not {value!r}")
+        check_quantity(repr(name), value)
+    if labels is not None and not isinstance(labels, dict):
+        raise TypeError(f"labels takes a dict of strings, not {type(labels).__name__}")
     for key, value in (labels or {}).items():
         if not isinstance(key, str) or not isinstance(value, str):
             raise ValueError(f"labels map strings to strings, not {key!r} to {value!r}")
