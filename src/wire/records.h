@@ -2,7 +2,7 @@
 //
 //   owner -> worker    LeaseInfo, DefineFunction, PushTask, StreamCredit, CancelTask, ResultsTaken
 //   worker -> owner    TaskDone, TaskReturned, StreamItem, PinsReleased
-//   borrower -> owner  GetObject, RegisterRef, ReleaseRef
+//   borrower -> owner  GetObject, RegisterRef, ReleaseRef, CancelObject
 //   owner -> borrower  ObjectValue, RefRegistered
 //
 // The records of one pair of processes arrive in the order in which they were sent; the protocol leans on it
@@ -33,6 +33,7 @@ enum class RecordType : uint16_t {
   kPinsReleased,
   kResultsTaken,
   kLeaseInfo,
+  kCancelObject,
 };
 
 enum class ReturnMode : uint8_t { kStatic, kDynamic, kStreaming };
@@ -137,6 +138,14 @@ struct CancelTask {
   TaskId task;
   uint8_t recursive;
   uint8_t padding[7];
+};
+
+/// A borrower asks the owner to cancel the task that makes the object, as if the owner did so itself.
+struct CancelObject {
+  ObjectId object;
+  uint8_t force;
+  uint8_t recursive;
+  uint8_t padding[2];
 };
 
 struct GetObject {

@@ -303,11 +303,7 @@ void Runtime::fail_actor_calls(ActorClient* client) {
   calls.insert(calls.end(), client->queue.begin(), client->queue.end());
   client->queue.clear();
   for (TaskRecord* task : calls) {
-    for (Argument& argument : task->arguments) {
-      if (argument.ref == nullptr) continue;
-      auto found = dependents_.find(argument.ref->id);
-      if (found != dependents_.end()) std::erase(found->second, task);
-    }
+    unlink_dependencies(task);
     fail_task(task, actor_error(*client, client->info.death, true));
   }
 }
@@ -320,6 +316,7 @@ BlobPtr Runtime::actor_error(const ActorClient& client, const wire::Death& death
   fields["class_name"] = client.info.class_name;
   fields["name"] = client.info.name;
   fields["namespace"] = client.info.name_space;
+  if (client.info.incarnation != 0) fields["restarts"] = std::to_string(client.info.incarnation);
   if (gone && death.kind == wire::DeathKind::kOutOfMemory) return system_error("out_of_memory", fields);
   if (gone && death.kind == wire::DeathKind::kUnschedulable) return system_error("unschedulable", fields);
   return system_error(gone ? "actor_died" : "actor_unavailable", fields);

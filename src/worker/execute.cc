@@ -264,19 +264,25 @@ void Runtime::export_contained(const std::vector<Entry*>& contained, Peer* to, u
 
 void Runtime::finish(const std::shared_ptr<IncomingTask>& task, wire::TaskStatus status,
                      std::vector<OutgoingValue> results, bool worker_exits) {
+  std::lock_guard lock(mutex_);
+  running_.erase({task->from, task->header.token});
+  answer(*task, status, std::move(results), worker_exits);
+  flush();
+}
+
+void Runtime::answer(IncomingTask& task, wire::TaskStatus status, std::vector<OutgoingValue> results,
+                     bool worker_exits) {
   static thread_local std::string out;
   out.clear();
   wire::TaskDone done{};
-  done.token = task->header.token;
-  done.run_ns = static_cast<uint64_t>(std::max<int64_t>(0, now_ns() - task->begun_ns));
-  done.stream_items = task->stream_items;
+  done.token = task.header.token;
+  if (task.begun) done.run_ns = static_cast<uint64_t>(std::max<int64_t>(0, now_ns() - task.begun_ns));
+  done.stream_items = task.stream_items;
   done.result_count = static_cast<uint32_t>(results.size());
   done.status = status;
   done.worker_exits = worker_exits;
-  std::lock_guard lock(mutex_);
-  running_.erase({task->from, task->header.token});
-  release_arguments(*task);
-  done.holds_refs = register_leftovers(*task);
+  release_arguments(task);
+  done.holds_refs = register_leftovers(task);
   wire::RecordWriter writer(out);
   writer.put(done);
   writer.align();
@@ -288,18 +294,17 @@ void Runtime::finish(const std::shared_ptr<IncomingTask>& task, wire::TaskStatus
       writer.align();
     }
   }
-  if (task->from->state != Peer::State::kDead) {
-    for (const OutgoingValue& value : results) export_contained(value.contained, task->from, done.token);
-    send(task->from, static_cast<uint16_t>(RecordType::kTaskDone), rpc::Urgency::kTask,
+  if (task.from->state != Peer::State::kDead) {
+    for (const OutgoingValue& value : results) export_contained(value.contained, task.from, done.token);
+    send(task.from, static_cast<uint16_t>(RecordType::kTaskDone), rpc::Urgency::kTask,
          {std::span(reinterpret_cast<const uint8_t*>(out.data()), out.size())});
   } else {
     for (size_t i = 0; i < results.size(); ++i) {
       for (Entry* entry : results[i].contained) objects_.unpin(entry);
       if (!results[i].inline_value)
-        abandon_stored(ObjectId::of(task->header.task, static_cast<uint32_t>(i + 1)));
+        abandon_stored(ObjectId::of(task.header.task, static_cast<uint32_t>(i + 1)));
     }
   }
-  flush();
   if (out.capacity() > size_t{1} << 20) out.shrink_to_fit();
 }
 
@@ -382,9 +387,23 @@ void Runtime::cancel_incoming(Peer* from, std::span<const uint8_t> body) {
     rpc::futex_wake_all(credit_word_);
     return;
   }
-  for (auto& [group, queue] : run_queues_)
-    for (std::shared_ptr<IncomingTask>& task : queue)
-      if (task->from == from && task->header.token == cancel.token) task->cancelled.store(true);
+  for (auto& [group, queue] : run_queues_) {
+    for (auto at = queue.begin(); at != queue.end(); ++at) {
+      std::shared_ptr<IncomingTask> task = *at;
+      if (task->from != from || task->header.token != cancel.token) continue;
+      task->cancelled.store(true);
+      if (task->header.claim != wire::kNoClaim) return;
+      // A call of an actor, and not begun: nobody need wait for the calls before it to hear so.
+      queue.erase(at);
+      OutgoingValue error;
+      error.inline_value = cancelled_error(task->header.task, task->name);
+      error.size_bytes = error.inline_value->size();
+      error.is_error = true;
+      size_t count = task->header.mode == wire::ReturnMode::kStatic ? task->header.num_returns : 1;
+      answer(*task, wire::TaskStatus::kCancelled, std::vector<OutgoingValue>(count, error), false);
+      return;
+    }
+  }
 }
 
 void Runtime::request_exit(wire::Death reason) {

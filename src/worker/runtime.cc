@@ -348,6 +348,14 @@ void Runtime::dispatch(Peer* from, uint16_t type, std::span<const uint8_t> body)
       return;
     }
     case RecordType::kCancelTask: return cancel_incoming(from, body);
+    case RecordType::kCancelObject: {
+      auto cancel = reader.get<wire::CancelObject>();
+      if (!reader.ok()) return;
+      Entry* entry = objects_.find(cancel.object);
+      if (entry != nullptr && entry->task != nullptr)
+        cancel_task(entry->task, cancel.force != 0, cancel.recursive != 0);
+      return;
+    }
     case RecordType::kGetObject: {
       auto get = reader.get<wire::GetObject>();
       if (!reader.ok()) return;

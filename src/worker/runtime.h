@@ -287,6 +287,7 @@ class Runtime final : private OwnershipEffects {
   void free_task(TaskRecord* task);
   Submitted make_returns(TaskRecord* task);
   void link_dependencies(TaskRecord* task);
+  void unlink_dependencies(TaskRecord* task);
   void dependency_ready(TaskRecord* task);
   void enqueue(TaskRecord* task);
   Shape* shape_of(const TaskSpec& spec);
@@ -327,6 +328,8 @@ class Runtime final : private OwnershipEffects {
   void accept_task(Peer* from, std::span<const uint8_t> body);
   void cancel_incoming(Peer* from, std::span<const uint8_t> body);
   bool begin(IncomingTask& task);
+  void answer(IncomingTask& task, wire::TaskStatus status, std::vector<OutgoingValue> results,
+              bool worker_exits);
   bool parse_arguments(IncomingTask& task, wire::RecordReader& reader, uint32_t count);
   std::shared_ptr<IncomingTask> pop_task(const std::string& group);
   void release_arguments(IncomingTask& task);

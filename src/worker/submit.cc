@@ -141,6 +141,15 @@ void Runtime::link_dependencies(TaskRecord* task) {
   }
 }
 
+/// It waits for no argument any more.
+void Runtime::unlink_dependencies(TaskRecord* task) {
+  for (Argument& argument : task->arguments) {
+    if (argument.ref == nullptr) continue;
+    auto found = dependents_.find(argument.ref->id);
+    if (found != dependents_.end()) std::erase(found->second, task);
+  }
+}
+
 void Runtime::dependency_ready(TaskRecord* task) {
   for (Argument& argument : task->arguments) {
     if (argument.ref != nullptr && argument.ref->is_error) {
@@ -514,7 +523,10 @@ void Runtime::fail_task(TaskRecord* task, BlobPtr error) {
   std::vector<Entry*> returns = task->returns;
   for (Entry* entry : returns)
     if (entry != nullptr && !entry->ready()) resolve_inline(entry, error, true);
-  if (task->actor != nullptr) std::erase(task->actor->queue, task);
+  if (task->actor != nullptr) {
+    std::erase(task->actor->queue, task);
+    std::erase(task->actor->orphans, task);
+  }
   end_task(task);
 }
 
@@ -526,7 +538,7 @@ void Runtime::attempt_failed(TaskRecord* task, const wire::Death& death, bool be
   }
   if (begun) {
     if (task->retries_left == 0) {
-      fail_task(task, task_error(death, task->spec->name));
+      fail_task(task, task_error(death, task->spec->name, task->attempt));
       return;
     }
     if (task->retries_left > 0) --task->retries_left;
@@ -638,7 +650,11 @@ void Runtime::abandon_stream(const std::shared_ptr<Stream>& stream) {
 
 void Runtime::cancel(Entry* entry, bool force, bool recursive) {
   std::lock_guard lock(mutex_);
-  if (entry->task != nullptr) cancel_task(entry->task, force, recursive);
+  if (entry->task != nullptr)
+    cancel_task(entry->task, force, recursive);
+  else if (entry->owner != nullptr && !entry->ready())
+    send_flat(entry->owner, RecordType::kCancelObject, rpc::Urgency::kUrgent,
+              wire::CancelObject{entry->id, force, recursive, {}});
   flush();
 }
 
@@ -647,16 +663,17 @@ void Runtime::cancel_task(TaskRecord* task, bool force, bool recursive) {
   task->cancelled = true;
   switch (task->state) {
     case TaskState::kWaiting:
-      for (Argument& argument : task->arguments) {
-        if (argument.ref == nullptr) continue;
-        auto found = dependents_.find(argument.ref->id);
-        if (found != dependents_.end()) std::erase(found->second, task);
-      }
+      unlink_dependencies(task);
       fail_task(task, cancelled_error(task->id, task->spec->name));
       return;
     case TaskState::kQueued: {
-      if (task->actor == nullptr) std::erase(shape_of(*task->spec)->queue, task);
+      ActorClient* actor = task->actor;
+      if (actor == nullptr)
+        std::erase(shape_of(*task->spec)->queue, task);
+      else
+        unlink_dependencies(task);
       fail_task(task, cancelled_error(task->id, task->spec->name));
+      if (actor != nullptr) pump_actor(actor);  // calls may have waited behind it
       return;
     }
     case TaskState::kPushed:

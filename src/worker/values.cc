@@ -61,9 +61,10 @@ const char* error_kind_of(const wire::Death& death, bool of_actor) {
   }
 }
 
-BlobPtr task_error(const wire::Death& death, const std::string& task_name) {
+BlobPtr task_error(const wire::Death& death, const std::string& task_name, uint32_t retries) {
   std::map<std::string, std::string> fields = death_fields(death);
   fields["task_name"] = task_name;
+  if (retries != 0) fields["retries"] = std::to_string(retries);
   return system_error(error_kind_of(death, false), fields);
 }
 

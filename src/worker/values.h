@@ -18,7 +18,8 @@ const char* error_kind_of(const wire::Death& death, bool of_actor);
 
 BlobPtr lost_object_error(const ObjectId& id, const std::string& why);
 BlobPtr owner_died_error(const ObjectId& id, const wire::Death& death);
-BlobPtr task_error(const wire::Death& death, const std::string& task_name);
+/// `retries`: how often it was run again before.
+BlobPtr task_error(const wire::Death& death, const std::string& task_name, uint32_t retries = 0);
 BlobPtr cancelled_error(const TaskId& task, const std::string& task_name);
 
 }  // namespace skate::worker

@@ -299,3 +299,100 @@ def test_many_pending(unready):
     for ref in refs:
         with pytest.raises(TaskCancelledError):
             ray.get(ref, timeout=20)
+
+
+@ray.remote(num_cpus=0)
+def cancel_borrowed(refs, force):
+    """Cancels what another process submitted."""
+    ray.cancel(refs[0], force=force)
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_borrower_cancels_a_running_task(tally, force):
+    @ray.remote(max_retries=0)
+    def runs(t):
+        ray.get(t.add.remote(os.getpid()))
+        return spin()
+
+    ref = runs.remote(tally)
+    ray.get(tally.until.remote(1), timeout=30)
+    ray.get(cancel_borrowed.remote([ref], force), timeout=30)
+    with pytest.raises((TaskCancelledError, WorkerCrashedError)):
+        ray.get(ref, timeout=20)
+
+
+def test_a_borrower_cancels_a_waiting_task(unready):
+    ref = identity.remote(unready)
+    ray.get(cancel_borrowed.remote([ref], False), timeout=30)
+    with pytest.raises(TaskCancelledError):
+        ray.get(ref, timeout=20)
+
+
+def test_a_borrower_cancels_what_is_finished():
+    done, stored = identity.remote(5), ray.put(6)
+    assert ray.get(done) == 5
+    for ref in (done, stored):
+        for force in (False, True):
+            ray.get(cancel_borrowed.remote([ref], force), timeout=30)
+    assert ray.get([done, stored]) == [5, 6]
+
+
+def test_an_actor_cancels_what_it_borrowed(tally):
+    @ray.remote(num_cpus=0)
+    class Keeper:
+        def keep(self, refs):
+            self.refs = refs
+
+        def cancel(self):
+            ray.cancel(self.refs[0])
+
+    @ray.remote
+    def runs(t):
+        ray.get(t.add.remote())
+        return spin()
+
+    ref = runs.remote(tally)
+    keeper = Keeper.remote()
+    ray.get(keeper.keep.remote([ref]))
+    ray.get(tally.until.remote(1), timeout=30)
+    ray.get(keeper.cancel.remote())
+    with pytest.raises(TaskCancelledError):
+        ray.get(ref, timeout=20)
+    ray.kill(keeper)
+
+
+def test_a_borrower_cancels_a_queued_actor_call(signal, tally):
+    @ray.remote(num_cpus=0)
+    class A:
+        def block(self, s):
+            ray.get(s.wait.remote())
+
+        def record(self, t):
+            ray.get(t.add.remote("ran"))
+
+    a = A.remote()
+    first = a.block.remote(signal)
+    ray.get(signal.until_arrived.remote(1), timeout=30)
+    second = a.record.remote(tally)
+    ray.get(cancel_borrowed.remote([second], False), timeout=30)
+    ray.get(signal.send.remote())
+    with pytest.raises(TaskCancelledError):
+        ray.get(second, timeout=20)
+    ray.get(first, timeout=20)
+    ray.kill(a)
+
+
+def test_a_borrower_cancels_a_running_async_actor_call(tally):
+    @ray.remote(num_cpus=0)
+    class A:
+        async def forever(self, t):
+            await t.add.remote("started")
+            await asyncio.sleep(50)
+
+    a = A.remote()
+    ref = a.forever.remote(tally)
+    ray.get(tally.until.remote(1), timeout=30)
+    ray.get(cancel_borrowed.remote([ref], False), timeout=30)
+    with pytest.raises(TaskCancelledError):
+        ray.get(ref, timeout=20)
+    ray.kill(a)
