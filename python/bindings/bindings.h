@@ -63,6 +63,7 @@ void set_error(const Error& error);
 PyObject* py_connect(PyObject*, PyObject* config);
 PyObject* py_disconnect(PyObject*, PyObject*);
 PyObject* py_is_connected(PyObject*, PyObject*);
+PyObject* py_in_forked_child(PyObject*, PyObject*);
 PyObject* py_control_call(PyObject*, PyObject* args);
 PyObject* py_kv(PyObject*, PyObject* args);
 PyObject* py_next_log_batch(PyObject*, PyObject* args);

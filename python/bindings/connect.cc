@@ -94,6 +94,10 @@ PyObject* fail_connect(const Error& error) {
   return nullptr;
 }
 
+constexpr const char* kForkedText =
+    "this process was forked from one that is connected, and can neither use its connection nor make one: "
+    "start it with the 'spawn' method of multiprocessing (arrays that were read before may still be read)";
+
 }  // namespace
 
 Runtime* runtime_or_null() { return current.get(); }
@@ -108,10 +112,7 @@ Runtime* require_runtime() {
     return nullptr;
   }
   if (current->in_forked_child()) {
-    PyErr_SetString(
-        PyExc_RuntimeError,
-        "this process was forked from one that is connected, and cannot use its connection: start it "
-        "with the 'spawn' method of multiprocessing (arrays that were read before may still be read)");
+    PyErr_SetString(PyExc_RuntimeError, kForkedText);
     return nullptr;
   }
   return current.get();
@@ -154,6 +155,7 @@ void set_error(const Error& error) {
 
 PyObject* py_connect(PyObject*, PyObject* config) {
   if (!PyDict_Check(config)) return PyErr_Format(PyExc_TypeError, "connect takes a dict");
+  if (current && current->in_forked_child()) return PyErr_Format(PyExc_RuntimeError, kForkedText);
   if (current) return PyErr_Format(PyExc_RuntimeError, "this process is connected already");
   std::string address = text_of(config, "address");
   std::string socket_path;
@@ -270,6 +272,10 @@ PyObject* py_disconnect(PyObject*, PyObject*) {
 }
 
 PyObject* py_is_connected(PyObject*, PyObject*) { return PyBool_FromLong(current != nullptr); }
+
+PyObject* py_in_forked_child(PyObject*, PyObject*) {
+  return PyBool_FromLong(current != nullptr && current->in_forked_child());
+}
 
 namespace {
 

@@ -50,6 +50,7 @@ PyMethodDef functions[] = {
     {"connect", py_connect, METH_O, nullptr},
     {"disconnect", py_disconnect, METH_NOARGS, nullptr},
     {"is_connected", py_is_connected, METH_NOARGS, nullptr},
+    {"in_forked_child", py_in_forked_child, METH_NOARGS, nullptr},
     {"put", fast(py_put), METH_FASTCALL, nullptr},
     {"get", fast(py_get), METH_FASTCALL, nullptr},
     {"wait", fast(py_wait), METH_FASTCALL, nullptr},

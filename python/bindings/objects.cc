@@ -112,6 +112,16 @@ bool outgoing(Runtime& runtime, const EncodedValue& encoded, OutgoingValue& out,
     }
     return true;
   }
+  if (const uint64_t capacity = runtime.welcome().store_capacity_bytes; size > capacity) {
+    runtime.unpin_all(out.contained);
+    out.contained.clear();
+    raise_system_error(
+        "object_too_large",
+        {{"message", "a value of " + std::to_string(size) +
+                         " bytes cannot be stored: the whole object store has " + std::to_string(capacity) +
+                         " bytes, and even a spilled value must fit"}});
+    return false;
+  }
   Error failure;
   {
     WithoutGil released;

@@ -22,6 +22,8 @@ pthread_t main_thread;
 TaskPtr main_task;           // what the main thread runs; guarded by main_task_mutex
 std::mutex main_task_mutex;  // shared with the thread that delivers cancellations
 int exit_code = -1;          // set: the worker ends after the current task
+wire::Death exit_reason;     // told to the daemon then; both guarded by the GIL
+bool exit_waits = false;     // ... once nobody needs its objects any more
 
 /// The actor that lives in this process.
 struct ActorState {
@@ -116,18 +118,42 @@ bool error_value(Runtime& runtime, IncomingTask& task, PyObject* exception, PyOb
          outgoing(runtime, encoded, out, nullptr, true);
 }
 
+/// The worker ends after this task. What the daemon is told becomes the cause in the callers' errors.
+void end_worker(int code, wire::DeathKind kind, std::string why) {
+  exit_code = code;
+  exit_reason = {kind, code, 0, 0, std::move(why), {}, {}};
+}
+
+/// As the interpreter would: an integer is the code, None is 0, anything else is a message and means 1.
+void end_by_system_exit(PyObject* exception) {
+  Object value(PyObject_GetAttrString(exception, "code"));
+  int code = 1;
+  if (value && value.get() == Py_None) code = 0;
+  if (value && PyLong_Check(value.get())) {
+    code = static_cast<int>(PyLong_AsLong(value.get()) & 0xFF);
+  }
+  PyErr_Clear();  // an integer too large for a C long reads as -1, and is 255 to the system as well
+  Object text(value && value.get() != Py_None && !PyLong_Check(value.get()) ? PyObject_Str(value.get())
+                                                                            : nullptr);
+  const char* words = text ? PyUnicode_AsUTF8(text.get()) : nullptr;
+  PyErr_Clear();
+  std::string why = std::string(actor.alive ? "the actor" : "the task") +
+                    " called sys.exit, with exit code " + std::to_string(code);
+  if (words != nullptr) why += std::string(" and the message: ") + words;
+  // An actor that leaves with code 0 means to: it is not restarted.
+  end_worker(code, actor.alive && code == 0 ? wire::DeathKind::kIntended : wire::DeathKind::kExited, why);
+}
+
 /// Answers the task with the pending Python exception, or ends the worker where that is what it means.
 void finish_with_error(Runtime& runtime, const TaskPtr& task, PyObject* callable) {
   Object exception = take_exception();
   if (PyErr_GivenExceptionMatches(exception.get(), hook("ActorExitRequest"))) {
-    exit_code = 0;  // the caller hears of it as of an intended death, through control
+    // The caller hears of it as of an intended death, through control.
+    end_worker(0, wire::DeathKind::kIntended, "it ended itself (exit_actor)");
     return;
   }
   if (PyErr_GivenExceptionMatches(exception.get(), PyExc_SystemExit)) {
-    Object code(PyObject_GetAttrString(exception.get(), "code"));
-    exit_code = code && PyLong_Check(code.get()) ? static_cast<int>(PyLong_AsLong(code.get()))
-                                                 : (code && code.get() != Py_None);
-    PyErr_Clear();
+    end_by_system_exit(exception.get());
     return;
   }
   bool interrupted =
@@ -136,7 +162,7 @@ void finish_with_error(Runtime& runtime, const TaskPtr& task, PyObject* callable
   bool retry = false;
   if (!error_value(runtime, *task, exception.get(), callable, error, &retry)) {
     PyErr_Print();
-    exit_code = 1;
+    end_worker(1, wire::DeathKind::kExited, "its exception could not be made into an answer");
     return;
   }
   wire::TaskStatus status = interrupted ? wire::TaskStatus::kCancelled
@@ -336,10 +362,9 @@ void create_instance(Runtime& runtime, const TaskPtr& task) {
     OutgoingValue error;
     bool retry;
     Object exception = take_exception();
-    bool exits = PyErr_GivenExceptionMatches(exception.get(), PyExc_SystemExit) != 0;
-    if (!exits && !error_value(runtime, *task, exception.get(), nullptr, error, &retry)) PyErr_Print();
+    if (!error_value(runtime, *task, exception.get(), nullptr, error, &retry)) PyErr_Print();
     runtime.finish_actor_creation(task, false, error.inline_value);
-    exit_code = exits ? 0 : 1;
+    end_worker(1, wire::DeathKind::kConstructor, "its constructor raised an exception");
     return;
   }
   actor.instance = instance.release();
@@ -407,7 +432,10 @@ void run_task(Runtime& runtime, const TaskPtr& task) {
         exits = ++calls_done >= task->header.max_calls;
       }
       runtime.finish(task, wire::TaskStatus::kOk, std::move(results), exits);
-      if (exits) exit_code = 0;
+      if (exits) {
+        end_worker(0, wire::DeathKind::kIntended, "it had run its max_calls");
+        exit_waits = true;
+      }
     } else {
       finish_with_error(runtime, task, callable.get());
     }
@@ -445,7 +473,7 @@ PyObject* serve_group_thread(PyObject* group_name, PyObject*) {
     if (!task || exit_code >= 0) Py_RETURN_NONE;
     run_task(*runtime, task);
     if (exit_code >= 0) {
-      runtime->request_exit({wire::DeathKind::kIntended, exit_code, 0, 0, "the actor ended itself", {}, {}});
+      runtime->request_exit(exit_reason);
       Py_RETURN_NONE;
     }
   }
@@ -568,8 +596,7 @@ AsyncCallObject* call_argument(PyObject* object) {
 }
 
 void after_async_call(Runtime& runtime) {
-  if (exit_code >= 0)
-    runtime.request_exit({wire::DeathKind::kIntended, exit_code, 0, 0, "the actor ended itself", {}, {}});
+  if (exit_code >= 0) runtime.request_exit(exit_reason);
 }
 
 PyObject* async_reply(PyObject* object, PyObject* args) {
@@ -801,15 +828,8 @@ PyObject* py_run_worker(PyObject*, PyObject* args) {
       if (!start_threads("", actor.spec.max_concurrency - 1)) return nullptr;
     }
   }
-  if (exit_code == 0 && !actor.alive) wait_until_unneeded(*runtime);
-  if (exit_code == 0)
-    runtime->request_exit({wire::DeathKind::kIntended,
-                           0,
-                           0,
-                           0,
-                           actor.alive ? "it ended itself (exit_actor)" : "it had run its max_calls",
-                           {},
-                           {}});
+  if (exit_waits) wait_until_unneeded(*runtime);
+  if (exit_code >= 0) runtime->request_exit(exit_reason);
   {
     WithoutGil released;
     runtime->stop();

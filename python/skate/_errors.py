@@ -107,10 +107,13 @@ def _death_cause(fields: dict[str, Any]) -> str:
         return f"{message or 'it was ended by a signal'}: {name}{hint}"
     if message:
         return message
+    cause = str(fields.get("cause") or "").rstrip(".")
+    if cause and cause != fields.get("kind"):
+        return cause  # in words
     code = fields.get("exit_code")
     if code is not None:
         return f"it exited with code {code}"
-    return str(fields.get("cause") or "the cause is not known")
+    return cause or "the cause is not known"
 
 
 def _hex(value: Any) -> str:
@@ -124,11 +127,21 @@ def _task_id(fields: dict[str, Any]) -> TaskID | None:
     return TaskID(value if isinstance(value, bytes) else bytes.fromhex(value))
 
 
+#: Of what somebody asked for: no setting prevents it.
+_WANTED_DEATHS = ("intended", "killed", "owner_died")
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
+
+
 def _worker_died(fields: dict[str, Any]) -> BaseException:
     text = f"the worker died while it ran this task: {_death_cause(fields)}."
-    return ex.WorkerCrashedError(
-        _with_details(text + " Set max_retries to have such tasks run again.", fields)
-    )
+    if retries := int(fields.get("retries") or 0):
+        text += f" It was retried {_times(retries)}, to no avail."
+    elif fields.get("kind") not in _WANTED_DEATHS:
+        text += " Set max_retries to have such tasks run again."
+    return ex.WorkerCrashedError(_with_details(text, fields))
 
 
 def _actor_died(fields: dict[str, Any]) -> BaseException:
@@ -140,7 +153,11 @@ def _actor_died(fields: dict[str, Any]) -> BaseException:
             cause._actor_id = actor_id
         return ex.ActorDiedError(cause)
     text = f"the actor died: {_death_cause(fields)}."
-    if fields.get("cause") not in ("intended", "killed"):
+    if fields.get("kind") in _WANTED_DEATHS:
+        pass  # no restart was wanted
+    elif restarts := int(fields.get("restarts") or 0):
+        text += f" It was restarted {_times(restarts)} before."
+    else:
         text += " Set max_restarts to have it restarted, max_task_retries to have its calls retried."
     return ex.ActorDiedError(
         actor_id=actor_id,
@@ -227,6 +244,12 @@ _MAKERS: dict[str, Any] = {
         ex.ObjectStoreFullError,
         "the object store is full",
         "Drop refs and arrays that are no longer needed, or pass a larger object_store_memory to init.",
+    ),
+    "object_too_large": _plain(
+        ex.ObjectStoreFullError,
+        "the value is larger than the whole object store",
+        "Pass a larger object_store_memory to init, or store it in several parts; parts are spilled to disk "
+        "when they do not fit together.",
     ),
     "out_of_disk": _plain(
         ex.OutOfDiskError,

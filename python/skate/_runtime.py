@@ -41,7 +41,7 @@ async_actor = False
 
 def is_initialized() -> bool:
     """Whether this process is connected to a cluster."""
-    return _skate.is_connected()
+    return _skate.is_connected() and not _skate.in_forked_child()
 
 
 def ensure_connected() -> None:
@@ -89,6 +89,11 @@ def init(
     where they are not given.
     """
     global _context
+    if _skate.in_forked_child():
+        raise RuntimeError(
+            "this process was forked from one that is connected, and can neither use its connection nor "
+            "make one: start it with the 'spawn' method of multiprocessing"
+        )
     if _skate.is_connected():
         if ignore_reinit_error and _context is not None:
             return _context

@@ -9,6 +9,16 @@ _POSITIONAL_ONLY, _NORMAL, _VAR_POSITIONAL, _KEYWORD_ONLY, _VAR_KEYWORD = range(
 _CO_VARARGS, _CO_VARKEYWORDS = 0x04, 0x08
 _CO_GENERATOR, _CO_COROUTINE, _CO_ITERABLE_COROUTINE, _CO_ASYNC_GENERATOR = 0x20, 0x80, 0x100, 0x200
 
+
+class _Default:
+    """Stands for a default in a message: its value is not known here."""
+
+    def __repr__(self) -> str:
+        return "..."
+
+
+_SHOWN = _Default()
+
 #: (name, kind, has default), as travels inside an actor handle.
 Parameter = tuple[str, int, bool]
 
@@ -35,10 +45,19 @@ def is_coroutine_function(function: Any) -> bool:
 class CallSignature:
     """The parameters of a function, without `self` or `cls` for a method."""
 
-    __slots__ = ("parameters", "arity_min", "arity_max", "_names", "_required_keywords", "_any_keyword")
+    __slots__ = (
+        "parameters",
+        "name",
+        "arity_min",
+        "arity_max",
+        "_names",
+        "_required_keywords",
+        "_any_keyword",
+    )
 
-    def __init__(self, parameters: tuple[Parameter, ...]) -> None:
+    def __init__(self, parameters: tuple[Parameter, ...], name: str) -> None:
         self.parameters = parameters
+        self.name = name
         positional = [p for p in parameters if p[1] <= _NORMAL]
         required_keywords = [p[0] for p in parameters if p[1] == _KEYWORD_ONLY and not p[2]]
         self._names = [p[0] for p in positional]
@@ -51,9 +70,14 @@ class CallSignature:
             self.arity_min, self.arity_max = 1, 0
 
     def check(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Raises the TypeError that the call itself would raise."""
-        if not self._plainly_fits(args, kwargs):
-            self._to_inspect().bind(*args, **kwargs)
+        """Raises a TypeError where the call itself would."""
+        if self._plainly_fits(args, kwargs):
+            return
+        signature = self._to_inspect()
+        try:
+            signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"{error}; it is called as {self.name}{signature}") from None
 
     def _plainly_fits(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         if self._required_keywords or self._any_keyword:
@@ -80,7 +104,7 @@ class CallSignature:
         )
         return inspect.Signature(
             [
-                inspect.Parameter(name, kinds[kind], default=None if default else inspect.Parameter.empty)
+                inspect.Parameter(name, kinds[kind], default=_SHOWN if default else inspect.Parameter.empty)
                 for name, kind, default in self.parameters
             ]
         )
@@ -92,7 +116,7 @@ class CallSignature:
 ANY_CALL: dict[str, Any] = {"arity_min": 0, "arity_max": -1, "check": None}
 
 
-def signature_of(function: Any, skip_first: bool = False) -> CallSignature | None:
+def signature_of(function: Any, name: str, skip_first: bool = False) -> CallSignature | None:
     """None when the parameters cannot be known, as for many builtins."""
     code = getattr(function, "__code__", None)
     simple = (
@@ -105,7 +129,7 @@ def signature_of(function: Any, skip_first: bool = False) -> CallSignature | Non
         return None
     if skip_first and parameters and parameters[0][1] <= _NORMAL:
         parameters = parameters[1:]
-    return CallSignature(parameters)
+    return CallSignature(parameters, name)
 
 
 def _from_code(function: Any, code: Any) -> tuple[Parameter, ...]:

@@ -67,10 +67,10 @@ class MethodSpec:
     def __reduce__(self) -> Any:
         return MethodSpec, (self.parameters, self.is_generator, self.options, self.groups)
 
-    def call_options(self) -> dict[str, Any]:
+    def call_options(self, name: str) -> dict[str, Any]:
         if self.parameters is None:
             return _signature.ANY_CALL
-        return _signature.CallSignature(self.parameters).template_options()
+        return _signature.CallSignature(self.parameters, name).template_options()
 
 
 class ActorMeta:
@@ -128,7 +128,7 @@ def class_methods(cls: type) -> dict[str, Any]:
 
 def _method_spec(function: Any, groups: tuple[str, ...], backpressure: int | None) -> MethodSpec:
     target = getattr(function, "__func__", function)
-    signature = _signature.signature_of(target, skip_first=not isinstance(function, staticmethod))
+    signature = _signature.signature_of(target, "", skip_first=not isinstance(function, staticmethod))
     options = dict(getattr(target, "__skate_method_options__", {}))
     if "retry_exceptions" in options:
         options["retry_exceptions"] = bool(options["retry_exceptions"])  # the worker knows the classes
@@ -280,10 +280,10 @@ class ActorClassOptions(Generic[T]):
 def _check_constructor(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     constructor: Any = cls.__dict__.get("__init__") or getattr(cls, "__init__")  # noqa: B009
     if constructor is object.__init__ and getattr(cls, "__new__") is object.__new__:  # noqa: B009
-        _signature.CallSignature(()).check(args, kwargs)
+        _signature.CallSignature((), cls.__name__).check(args, kwargs)
         return
     if isinstance(constructor, types.FunctionType):
-        signature = _signature.signature_of(constructor, skip_first=True)
+        signature = _signature.signature_of(constructor, cls.__name__, skip_first=True)
         if signature is not None:
             signature.check(args, kwargs)
 
@@ -411,7 +411,7 @@ def _bind(
             "backpressure": -1 if backpressure is None else backpressure,
             "name": options.get("name") or f"{class_name}.{name}",
             "enable_task_events": True if events is None else events,
-            **spec.call_options(),
+            **spec.call_options(f"{class_name}.{name}"),
         },
     )
     return made.submit

@@ -97,7 +97,7 @@ class RemoteFunction:
             max_calls = 1 if demand.get("GPU") else 0
         max_retries = options.get("max_retries", 3)
         backpressure = options.get("_generator_backpressure_num_objects")
-        signature = _signature.signature_of(self._function)
+        signature = _signature.signature_of(self._function, self._function_name.rpartition(".")[2])
         return _skate.TaskTemplate(
             self._blob(retry_exceptions),
             self._function_name,

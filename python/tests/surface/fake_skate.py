@@ -16,6 +16,7 @@ import cloudpickle
 
 module = types.ModuleType("skate._skate")
 _local = threading.local()
+_PID = os.getpid()
 _state = {"connected": False, "config": None, "session_dir": "/nonexistent", "control": {}, "kv": {}}
 _actors = {}
 _names = {}
@@ -605,6 +606,10 @@ def disconnect():
 
 def is_connected():
     return _state["connected"]
+
+
+def in_forked_child():
+    return _state["connected"] and os.getpid() != _PID
 
 
 _log_batches = queue.SimpleQueue()

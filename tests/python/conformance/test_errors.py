@@ -6,7 +6,7 @@ import traceback
 
 import pytest
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayError, RayTaskError, WorkerCrashedError
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -260,6 +260,26 @@ def test_system_exit_in_a_task():
 
     with pytest.raises(RayError):
         ray.get(leave.remote())
+    assert ray.get(identity.remote(1)) == 1
+
+
+@pytest.mark.parametrize("code", [0, 5, -1, "a message", None])
+def test_sys_exit(code):
+    @ray.remote(max_retries=0)
+    def leave():
+        sys.exit(code)
+
+    @ray.remote(num_cpus=0)
+    class A:
+        def leave(self):
+            sys.exit(code)
+
+    with pytest.raises(WorkerCrashedError):
+        ray.get(leave.remote(), timeout=50)
+    a = A.remote()
+    for _ in range(2):
+        with pytest.raises(ray.exceptions.ActorDiedError):
+            ray.get(a.leave.remote(), timeout=50)
     assert ray.get(identity.remote(1)) == 1
 
 

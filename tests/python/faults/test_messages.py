@@ -226,3 +226,164 @@ def test_what_ends_with_its_placement_group_names_it(tmp_path):
         skate.get(running, timeout=30)
     with pytest.raises(skate.exceptions.TaskPlacementGroupRemoved, match=group.id.hex()):
         skate.get(waiting, timeout=30)
+
+
+def leave(code):
+    import sys
+
+    sys.exit(code)
+
+
+@pytest.mark.parametrize("code, words", [(0, ["code 0"]), (5, ["code 5"]), ("so be it", ["1", "so be it"])])
+def test_sys_exit_names_the_code(code, words):
+    @skate.remote(num_cpus=0)
+    class Leaver:
+        leave = staticmethod(leave)
+
+    a = Leaver.remote()
+    with pytest.raises(WorkerCrashedError) as of_task:
+        skate.get(skate.remote(max_retries=0)(leave).remote(code), timeout=30)
+    with pytest.raises(ActorDiedError) as of_actor:
+        skate.get(a.leave.remote(code), timeout=30)
+    for info, who in ((of_task, "task"), (of_actor, "actor")):
+        text = str(info.value)
+        assert "max_calls" not in text and "unknown" not in text, text
+        for word in [f"the {who} called sys.exit", *words]:
+            assert word in text, text
+
+
+def test_sys_exit_in_a_constructor_names_the_code():
+    @skate.remote(num_cpus=0)
+    class Leaver:
+        def __init__(self):
+            leave(7)
+
+        def call(self):
+            pass
+
+    with pytest.raises(ActorDiedError, match="SystemExit: 7"):
+        skate.get(Leaver.remote().call.remote(), timeout=30)
+
+
+@pytest.mark.parametrize("groups", [None, {"io": 1}], ids=["plain", "group"])
+def test_a_thread_of_an_actor_that_leaves_names_the_code(groups):
+    @skate.remote(num_cpus=0, max_concurrency=2, concurrency_groups=groups)
+    class Leaver:
+        def leave(self):
+            leave(6)
+
+    method = Leaver.remote().leave
+    if groups:
+        method = method.options(concurrency_group="io")
+    with pytest.raises(ActorDiedError, match="exit code 6"):
+        skate.get(method.remote(), timeout=30)
+
+
+@skate.remote(num_cpus=0)
+class Ender:
+    def ready(self):
+        return True
+
+    def end(self):
+        skate.actor.exit_actor()
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        lambda a: skate.kill(a, no_restart=True),
+        lambda a: a.end.remote(),
+        lambda a: a.__ray_terminate__.remote(),
+    ],
+    ids=["kill", "exit_actor", "terminate"],
+)
+def test_a_wanted_end_of_an_actor_comes_without_advice(end):
+    a = Ender.remote()
+    skate.get(a.ready.remote())
+    end(a)
+    with pytest.raises(ActorDiedError) as info:
+        skate.get(a.ready.remote(), timeout=30)
+    assert "max_restarts" not in str(info.value)
+
+
+def test_retries_that_were_used_up_are_counted():
+    with pytest.raises(WorkerCrashedError) as info:
+        skate.get(skate.remote(max_retries=2)(lambda: os._exit(3)).remote(), timeout=50)
+    assert "retried 2 times" in str(info.value) and "max_retries" not in str(info.value)
+
+
+def test_a_value_larger_than_the_store_names_both_sizes(driver):
+    d = driver(
+        """
+import numpy, skate
+skate.init(num_cpus=1, object_store_memory=100 << 20, log_to_driver=False)
+value = numpy.zeros(200 << 20, numpy.uint8)
+try:
+    skate.put(value)
+except skate.exceptions.ObjectStoreFullError as e:
+    print("ERROR", str(e).replace("\\n", " "))
+print("SMALL", skate.get(skate.put(value[:1 << 20])).size)
+"""
+    )
+    rc, out = d.finish()
+    assert rc == 0 and f"SMALL {1 << 20}" in out, out
+    for word in ("bytes", str(100 << 20), "object_store_memory", "spilled"):
+        assert word in out, out
+    assert "in use" not in out, out
+
+
+@pytest.mark.parametrize("groups", [None, {"io": 1}], ids=["plain", "group"])
+def test_a_queued_actor_call_that_is_cancelled_is_answered_at_once(tmp_path, groups):
+    """While the call before it still runs: it ends only after the error was seen."""
+    begun, go, ran = tmp_path / "begun", tmp_path / "go", tmp_path / "ran"
+
+    @skate.remote(num_cpus=0, concurrency_groups=groups)
+    class Busy:
+        def work(self):
+            begun.touch()
+            while not go.exists():
+                time.sleep(0.01)
+            return "done"
+
+        def touch(self):
+            ran.touch()
+
+    a = Busy.remote()
+    group = {"concurrency_group": "io"} if groups else {}
+    first, queued = (m.options(**group).remote() for m in (a.work, a.touch))
+    streamed = a.touch.options(num_returns="streaming", **group).remote()
+    assert eventually(begun.exists)
+    for ref in (queued, streamed):
+        skate.cancel(ref)
+    with pytest.raises(skate.exceptions.TaskCancelledError):
+        skate.get(queued, timeout=30)
+    with pytest.raises(skate.exceptions.TaskCancelledError):
+        skate.get(next(streamed), timeout=30)
+    assert skate.wait([first], timeout=0)[0] == []
+    go.touch()
+    assert skate.get(first, timeout=30) == "done" and not ran.exists()
+
+
+def test_a_cancelled_actor_call_that_waits_for_an_argument_holds_nothing_up(tmp_path):
+    """What was called after it goes ahead, and the argument may still come."""
+    go = tmp_path / "go"
+
+    @skate.remote
+    def late():
+        while not go.exists():
+            time.sleep(0.01)
+        return "late"
+
+    @skate.remote(num_cpus=0)
+    class Echo:
+        def echo(self, x):
+            return x
+
+    a, argument = Echo.remote(), late.remote()
+    waits, later = a.echo.remote(argument), a.echo.remote(2)
+    skate.cancel(waits)
+    with pytest.raises(skate.exceptions.TaskCancelledError):
+        skate.get(waits, timeout=30)
+    assert skate.get(later, timeout=30) == 2
+    go.touch()
+    assert skate.get(a.echo.remote(argument), timeout=30) == "late"
