@@ -160,6 +160,8 @@ print("PARENT", skate.get(ref), skate.get(skate.remote(lambda: 1).remote()))
         "skate.cancel(ref)",
         "skate.get_actor('x')",
         "skate.nodes()",
+        "skate.init()",
+        "skate.shutdown(); skate.init(ignore_reinit_error=True)",
     ],
 )
 def test_a_call_in_a_forked_child_raises(driver, call):
@@ -170,6 +172,8 @@ def test_a_call_in_a_forked_child_raises(driver, call):
 pid = os.fork()
 if pid == 0:
     try:
+        if skate.is_initialized():
+            os.write(1, b"CHILD is initialized\\n")
         {call}
         os.write(1, b"CHILD returned\\n")
     except RuntimeError as e:
