@@ -66,6 +66,7 @@ PyObject* py_is_connected(PyObject*, PyObject*);
 PyObject* py_in_forked_child(PyObject*, PyObject*);
 PyObject* py_control_call(PyObject*, PyObject* args);
 PyObject* py_kv(PyObject*, PyObject* args);
+PyObject* py_flush_logs(PyObject*, PyObject* timeout);
 PyObject* py_next_log_batch(PyObject*, PyObject* args);
 
 // --- refs (refs.cc) ---

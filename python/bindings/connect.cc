@@ -409,6 +409,18 @@ PyObject* py_kv(PyObject*, PyObject* args) {
                        decoded->value.data(), static_cast<Py_ssize_t>(decoded->value.size()), keys.release());
 }
 
+PyObject* py_flush_logs(PyObject*, PyObject* timeout) {
+  std::shared_ptr<Runtime> runtime = current;
+  bool failed;
+  Clock::time_point until = deadline_of(timeout, &failed);
+  if (failed) return nullptr;
+  if (runtime && !runtime->in_forked_child()) {
+    WithoutGil released;
+    runtime->flush_logs(until);
+  }
+  Py_RETURN_NONE;
+}
+
 PyObject* py_next_log_batch(PyObject*, PyObject* args) {
   PyObject* timeout;
   if (!PyArg_ParseTuple(args, "O:next_log_batch", &timeout)) return nullptr;
@@ -430,6 +442,10 @@ PyObject* py_next_log_batch(PyObject*, PyObject* args) {
                               line.text.data(), static_cast<Py_ssize_t>(line.text.size()),
                               static_cast<unsigned long long>(dropped)));
     dropped = 0;
+    if (!list || !item || PyList_Append(list.get(), item.get()) != 0) return nullptr;
+  }
+  if (dropped != 0) {  // nothing was left to carry the count
+    Object item(Py_BuildValue("(isOOK)", 0, "", Py_False, Py_None, static_cast<unsigned long long>(dropped)));
     if (!list || !item || PyList_Append(list.get(), item.get()) != 0) return nullptr;
   }
   return list.release();

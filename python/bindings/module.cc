@@ -72,6 +72,7 @@ PyMethodDef functions[] = {
     {"current_actor", py_current_actor, METH_NOARGS, nullptr},
     {"look", py_look, METH_O, nullptr},
     {"is_cancelled", py_is_cancelled, METH_NOARGS, nullptr},
+    {"flush_logs", py_flush_logs, METH_O, nullptr},
     {"next_log_batch", py_next_log_batch, METH_VARARGS, nullptr},
     {"run_worker", py_run_worker, METH_VARARGS, nullptr},
     {nullptr, nullptr, 0, nullptr},

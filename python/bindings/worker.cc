@@ -806,7 +806,20 @@ PyObject* py_run_worker(PyObject*, PyObject* args) {
   Object ready(PyObject_CallFunction(hook("setup_process"), "ssss", default_runtime_env().c_str(),
                                      runtime->welcome().session_dir.c_str(),
                                      runtime->welcome().node_ip.c_str(), logging.c_str()));
-  if (!ready) return nullptr;
+  if (!ready) {
+    // Told to the daemon, which tells those who wait for this worker: it goes into their errors.
+    Object exception = take_exception();
+    Object text(PyObject_CallFunctionObjArgs(hook("setup_failure"), exception.get(), nullptr));
+    const char* failure = text ? PyUnicode_AsUTF8(text.get()) : nullptr;
+    if (failure == nullptr) return nullptr;
+    {
+      WithoutGil released;
+      runtime->report_ready(failure);
+      runtime->stop();
+    }
+    return PyLong_FromLong(1);
+  }
+  runtime->report_ready({});
 
   runtime->begin_active();
   while (exit_code < 0) {

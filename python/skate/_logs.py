@@ -153,10 +153,12 @@ class Printer:
             due = min(due or float("inf"), self._second + 1)
         return None if due is None else max(0.0, due - self._now())
 
-    def take(self, batch: Iterable[tuple[int, str, bool, bytes, int]]) -> None:
+    def take(self, batch: Iterable[tuple[int, str, bool, bytes | None, int]]) -> None:
         now = self._now()
         for pid, name, is_err, raw, dropped in batch:
             self._left_out += dropped
+            if raw is None:
+                continue
             line = (pid, name, is_err, raw.decode("utf-8", "replace").rstrip("\r\n"))
             if self._dedup is None:
                 self._write([line])

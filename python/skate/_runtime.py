@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 bound: weakref.WeakSet[Any] = weakref.WeakSet()
 
 _MIN_STORE_BYTES = 75 * 1024 * 1024
+_LAST_LINES_S = 1.0  # that the workers' last lines may keep the end waiting
 _context: Context | None = None
 _printer: Any = None
 _exit_hook_set = False
@@ -369,6 +370,8 @@ def shutdown(*, wait_for_processes: bool = False) -> None:
     bound.clear()
     printer, _printer = _printer, None
     if _skate.is_connected() and not _skate.context()["is_worker"]:
+        if printer is not None:
+            _skate.flush_logs(_LAST_LINES_S)
         _skate.disconnect()
     if printer is not None:
         printer.join()

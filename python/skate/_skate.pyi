@@ -211,9 +211,13 @@ def context() -> Context:
 
 def current_actor() -> ActorCore | None: ...
 def is_cancelled() -> bool: ...
-def next_log_batch(timeout: float | None) -> list[tuple[int, str, bool, bytes, int]] | None:
+def flush_logs(timeout: float | None) -> None:
+    """Waits until next_log_batch() has what the job's workers have printed up to now."""
+
+def next_log_batch(timeout: float | None) -> list[tuple[int, str, bool, bytes | None, int]] | None:
     """Lines of the job's workers: (pid, worker name, is stderr, line, lines that were dropped before it).
-    None once the connection has ended; an empty list after `timeout`."""
+    The line is None where none came
+    after those that were dropped. None once the connection has ended; an empty list after `timeout`."""
 
 # --- worker side: what run_asyncio_actor is given ---------------------------------------------
 

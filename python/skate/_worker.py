@@ -49,6 +49,11 @@ def setup_process(
         LoggingConfig.from_dict(json.loads(logging_config)).apply()
 
 
+def setup_failure(exc: BaseException) -> str:
+    """What those read whose tasks wait for a worker with this environment."""
+    return f"the set-up of its environment raised:\n{_traceback_text(exc).rstrip()}"
+
+
 def _apply_runtime_env(runtime_env: str, session_dir: str) -> None:
     import json
 

@@ -84,6 +84,8 @@ class NodeDaemon : private AdoptionEffects {
   rt::Task<void> watch_process(ProcessNumber number);
   rt::Task<void> end_process(ProcessNumber number);
   wire::Death cause_of(Process& process, std::optional<ExitStatus> status);
+  void worker_ready(Process& process, const wire::WorkerReady& message);
+  void flush_logs(Process& driver);
   void bury(Process& process, const wire::Death& death);
   void finish_job(const JobId& id, bool failed, bool at_control);
   void ask_exit(Process& process, wire::Death reason, bool force, int64_t grace_ms);

@@ -169,6 +169,11 @@ class Client {
   std::snprintf(client.slot().source, sizeof client.slot().source, "printer");
   std::printf("worker %d is up\n", ::getpid());
   std::fflush(stdout);
+  if (how == "bad_environment") {
+    client.send(MessageType::kWorkerReady, wire::WorkerReady{"the hook raised"});
+    ::pause();
+  }
+  client.send(MessageType::kWorkerReady, wire::WorkerReady{});
   if (how == "grandchild" && ::fork() == 0) {
     if (::fork() == 0) {
       ::setsid();  // a daemon of the user's
@@ -515,6 +520,17 @@ TEST_F(NodeDaemonTest, AWorkerThatCannotStartIsRefusedWithItsLog) {
   EXPECT_EQ(refused->cause.kind, wire::DeathKind::kEnvironment);
   EXPECT_EQ(refused->cause.exit_code, 9);
   EXPECT_THAT(refused->cause.log_tail, testing::HasSubstr("cannot even start"));
+}
+
+TEST_F(NodeDaemonTest, RefusesWhatWaitsForAWorkerThatCannotBeSetUp) {
+  start();
+  auto client = driver("bad_environment");
+  client->send(MessageType::kLeaseDemand, demand(*client, 1, kOneCpu, 1));
+  auto refused = client->await<wire::LeaseRefused>(MessageType::kLeaseRefused);
+  ASSERT_TRUE(refused);
+  EXPECT_FALSE(refused->infeasible_now);
+  EXPECT_EQ(refused->cause.kind, wire::DeathKind::kEnvironment);
+  EXPECT_THAT(refused->cause.message, testing::HasSubstr("the hook raised"));
 }
 
 TEST_F(NodeDaemonTest, SaysWhatIsInfeasible) {

@@ -30,6 +30,7 @@ struct Process {
   PoolKey pool;  ///< of a worker
   pid_t pid{-1};
   bool registered{};                        ///< Welcome has been sent
+  bool ready{};                             ///< a worker: its set-up is done
   bool ending{};                            ///< its death is being dealt with
   std::shared_ptr<rt::ProcessWatch> watch;  ///< owned by this and by the task that awaits the end
   uint32_t slot{};

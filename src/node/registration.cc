@@ -103,9 +103,7 @@ rt::Task<void> NodeDaemon::serve_connection(UniqueFd socket) {
   if (process == nullptr || process->ending) co_return;
   if (sent) {
     process->registered = true;
-    if (process->kind == wire::ProcessKind::kWorker) {
-      scheduler_.worker_ready(process->number, now_us());
-    } else {
+    if (process->kind == wire::ProcessKind::kDriver) {
       const Job& job = jobs_.at(process->job);
       scheduler_.start_job(job.id, job.language,
                            job.language == "python" ? static_cast<uint32_t>(usable_workers_) : 0);

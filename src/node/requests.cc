@@ -174,6 +174,12 @@ void NodeDaemon::handle(Process& process, uint16_t type, std::span<const uint8_t
       process.declined_exit = true;
       scheduler_.exit_declined(process.number, now_us());
       return;
+    case wire::MessageType::kWorkerReady: {
+      wire::WorkerReady message;
+      if (parse(process, body, message)) worker_ready(process, message);
+      return;
+    }
+    case wire::MessageType::kFlushLogs: return flush_logs(process);
     case wire::MessageType::kWake: return;  // the pump that follows looks at the flags
     default:
       warn("process " + std::to_string(process.pid) + " sent a record of unknown type " +

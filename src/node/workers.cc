@@ -276,6 +276,31 @@ wire::Death NodeDaemon::cause_of(Process& process, std::optional<ExitStatus> sta
   return death;
 }
 
+/// The worker's set-up is over. What it raised makes its start a failed one, and ends the worker.
+void NodeDaemon::worker_ready(Process& process, const wire::WorkerReady& message) {
+  if (process.kind != wire::ProcessKind::kWorker || process.ready || process.cause) return;
+  if (message.failure.empty()) {
+    process.ready = true;
+    scheduler_.worker_ready(process.number, now_us());
+    return;
+  }
+  process.cause = death_of(wire::DeathKind::kEnvironment, message.failure, process.pid);
+  if (!process.ending) tasks_.spawn(kill_later({process.number}, options_.exit_grace_ms));
+}
+
+/// A driver that goes wants all that its workers have printed.
+void NodeDaemon::flush_logs(Process& driver) {
+  auto job = jobs_.find(driver.job);
+  if (job != jobs_.end() && job->second.logs) {
+    for (const auto& [number, process] : processes_)
+      if (process->job == driver.job && process->log) process->log->drain();
+    job->second.logs->flush();
+  }
+  if (!driver.link || driver.ending) return;
+  driver.link->send(static_cast<uint16_t>(wire::MessageType::kLogsFlushed), std::string());
+  to_ring_.insert(driver.daemon_link);
+}
+
 /// Everything that knew the process forgets it, and those concerned are told.
 void NodeDaemon::bury(Process& process, const wire::Death& death) {
   const wire::Address address = address_of(process);
@@ -314,7 +339,7 @@ void NodeDaemon::bury(Process& process, const wire::Death& death) {
     item = item->second.empty() ? subscribers_.erase(item) : std::next(item);
   }
   if (!is_driver) {
-    if (!process.registered) last_start_failure_[process.pool] = death;
+    if (!process.ready) last_start_failure_[process.pool] = death;
     wire::WorkerDied report{address, death, {}, 0};
     if (auto actor = actors_.find(process.actor_number); actor != actors_.end()) {
       report.actor = actor->second.order.spec.actor;

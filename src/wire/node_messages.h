@@ -36,6 +36,8 @@ enum class MessageType : uint16_t {
   kClaimObjects,
   kReleaseObjects,
   kHandOver,
+  kWorkerReady,
+  kFlushLogs,  ///< empty body: a driver is about to go and wants what its workers have printed up to now
   // daemon -> process
   kLeaseGrant = 64,
   kLeaseRecall,
@@ -55,6 +57,7 @@ enum class MessageType : uint16_t {
   kHoldObjects,
   kUnholdObjects,
   kHandedOver,
+  kLogsFlushed,  ///< empty body: kLogLines before it have all that was printed when kFlushLogs came
   // 256 and above: records between workers (wire/records.h)
 };
 
@@ -275,6 +278,11 @@ struct HandOver {
 };
 struct HandedOver {
   uint64_t call_id{};
+};
+
+/// A worker has set up its environment, or could not. Only then does it count as started.
+struct WorkerReady {
+  std::string failure;  ///< what its set-up raised; empty: it is ready
 };
 
 struct ProcessExiting {

@@ -318,6 +318,7 @@ BlobPtr Runtime::actor_error(const ActorClient& client, const wire::Death& death
   fields["namespace"] = client.info.name_space;
   if (client.info.incarnation != 0) fields["restarts"] = std::to_string(client.info.incarnation);
   if (gone && death.kind == wire::DeathKind::kOutOfMemory) return system_error("out_of_memory", fields);
+  if (gone && death.kind == wire::DeathKind::kEnvironment) return system_error("runtime_env", fields);
   if (gone && death.kind == wire::DeathKind::kUnschedulable) return system_error("unschedulable", fields);
   return system_error(gone ? "actor_died" : "actor_unavailable", fields);
 }

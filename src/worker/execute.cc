@@ -406,6 +406,12 @@ void Runtime::cancel_incoming(Peer* from, std::span<const uint8_t> body) {
   }
 }
 
+void Runtime::report_ready(std::string failure) {
+  std::lock_guard lock(mutex_);
+  send_daemon(wire::MessageType::kWorkerReady, wire::WorkerReady{std::move(failure)});
+  flush();
+}
+
 void Runtime::request_exit(wire::Death reason) {
   std::lock_guard lock(mutex_);
   exit_reason_ = std::move(reason);

@@ -583,6 +583,10 @@ void Runtime::dispatch_daemon(uint16_t type, std::span<const uint8_t> body) {
         logs_ready_.notify_one();
       }
       return;
+    case MessageType::kLogsFlushed:
+      logs_flushed_ = true;
+      replies_.notify_all();
+      return;
     default: return;  // a newer daemon's message; both ends compared versions, so this does not happen
   }
 }
@@ -871,6 +875,15 @@ std::optional<wire::LogLines> Runtime::next_logs(Clock::time_point until) {
   wire::LogLines lines = std::move(logs_.front());
   logs_.pop_front();
   return lines;
+}
+
+void Runtime::flush_logs(Clock::time_point until) {
+  std::unique_lock lock(mutex_);
+  if (stopping_.load() || daemon_.state == Peer::State::kDead) return;
+  logs_flushed_ = false;
+  send(&daemon_, static_cast<uint16_t>(MessageType::kFlushLogs), rpc::Urgency::kUrgent, {});
+  flush();
+  replies_.wait_until(lock, until, [&] { return logs_flushed_ || stopping_.load(); });
 }
 
 std::optional<uint64_t> Runtime::next_callback() {

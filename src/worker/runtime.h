@@ -184,6 +184,8 @@ class Runtime final : private OwnershipEffects {
   /// `interrupted` is asked now and then; kCancelled once it says so.
   Result<std::string> control_call(wire::ControlMethod method, std::string body, Clock::time_point until,
                                    const std::function<bool()>& interrupted = {});
+  /// Returns when next_logs() has all that the job's workers have printed up to now, or at `until`.
+  void flush_logs(Clock::time_point until);
   std::optional<wire::LogLines> next_logs(Clock::time_point until);
 
   // --- execution (workers) -------------------------------------------------------------------
@@ -215,6 +217,8 @@ class Runtime final : private OwnershipEffects {
   /// Threaded and asyncio actors need their calls at once, not at the next task boundary.
   void read_calls_at_once() { mailbox_->set_service_threshold(rpc::Urgency::kTask); }
   void set_max_concurrency(uint32_t n) { max_concurrency_ = n; }
+  /// The worker's environment is set up, or (`failure` says why) cannot be: then the daemon ends the worker.
+  void report_ready(std::string failure);
   void request_exit(wire::Death reason);
   void set_source(std::string_view name);
   size_t owned_objects_in_use();
@@ -403,6 +407,7 @@ class Runtime final : private OwnershipEffects {
   std::deque<uint64_t> callbacks_;
   std::condition_variable callbacks_ready_;
   std::deque<wire::LogLines> logs_;
+  bool logs_flushed_ = false;
   std::condition_variable logs_ready_;
 
   std::map<std::string, std::deque<std::shared_ptr<IncomingTask>>> run_queues_;
