@@ -10,6 +10,7 @@
 #include <cstdio>
 #include <filesystem>
 
+#include "bin/starter.h"
 #include "control/server.h"
 #include "wire/node_messages.h"
 
@@ -25,11 +26,30 @@ Result<void> make_directory(const std::string& path) {
   return errno_error("cannot create the directory " + path);
 }
 
+/// Removes the directory of a private session when the service has ended. After a failed start it only does
+/// so if nobody is left to read there why.
+struct SessionDirectory {
+  std::string path;  ///< empty: it stays
+  int watch_pid;
+  bool served = false;
+
+  ~SessionDirectory() {
+    if (path.empty() || (!served && !has_ended(watch_pid))) return;
+    // The node daemon may still remove or write files there.
+    std::error_code error;
+    for (int attempt = 0; attempt < 10; ++attempt) {
+      std::filesystem::remove_all(path, error);
+      if (!error) break;
+    }
+  }
+};
+
 }  // namespace
 
 int control_main(int argc, char** argv) {
   std::string session_dir, listen, storage = "memory", key_file, config = "{}";
   int watch_pid = 0, ready_fd = -1;
+  bool is_private = false;
   int64_t node_grace_ms = 10'000;
   CLI::App app{"The control service: nodes, jobs, actors, names and settings of a cluster", "skated control"};
   app.add_option("--session-dir", session_dir, "Directory of this session; created with mode 0700")
@@ -39,6 +59,8 @@ int control_main(int argc, char** argv) {
   app.add_option("--storage", storage, "memory, or sqlite:PATH for tables that outlive the service");
   app.add_option("--key-file", key_file, "File with the cluster's key")->required();
   app.add_option("--watch-pid", watch_pid, "End when this process ends");
+  app.add_flag("--private", is_private,
+               "Of one driver's own cluster: makes the key, and removes the session directory at the end");
   app.add_option("--ready-fd", ready_fd,
                  "Descriptor to which the address is written when the service is ready");
   app.add_option("--config", config, "Settings of the cluster, as JSON, handed to every node");
@@ -55,11 +77,18 @@ int control_main(int argc, char** argv) {
     std::fprintf(stderr, "skated control: %s\n", error.message.c_str());
     return 1;
   };
-  Result<rpc::ClusterKey> key = rpc::ClusterKey::read_file(key_file);
-  if (!key) return fail(key.error());
+  SessionDirectory directory{is_private ? session_dir : "", watch_pid};
   for (const std::string& path : {session_dir, session_dir + "/logs"}) {
     if (Result<void> made = make_directory(path); !made) return fail(made.error());
   }
+  if (is_private) {
+    if (Result<void> redirected = go_on_in(session_dir + "/logs/control.err"); !redirected)
+      return fail(redirected.error());
+    if (Result<void> written = rpc::ClusterKey::random().write_file(key_file); !written)
+      return fail(written.error());
+  }
+  Result<rpc::ClusterKey> key = rpc::ClusterKey::read_file(key_file);
+  if (!key) return fail(key.error());
   std::shared_ptr<spdlog::logger> logger;
   try {
     logger =
@@ -86,6 +115,7 @@ int control_main(int argc, char** argv) {
     logger->error("{}", ended.error().message);
     return fail(ended.error());
   }
+  directory.served = true;
   logger->info("the control service has ended");
   return 0;
 }

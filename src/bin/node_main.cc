@@ -3,9 +3,11 @@
 #include <CLI/CLI.hpp>
 #include <cmath>
 #include <cstdio>
+#include <filesystem>
 #include <nlohmann/json.hpp>
 
 #include "bin/arena_store.h"
+#include "bin/starter.h"
 #include "node/node_daemon.h"
 
 namespace skate::bin {
@@ -114,9 +116,13 @@ int node_main(int argc, char** argv) {
 
   std::unique_ptr<rt::Loop> loop = rt::make_loop();
   options.log = [&loop](const std::string& text) { log_line(*loop, text); };
+  const int watch_pid = static_cast<int>(options.watch_pid);
+  const std::string session_dir = options.session_dir;
   node::NodeDaemon daemon(*loop, std::move(options), make_arena_store);
   if (Result<void> started = daemon.start(); !started) {
     std::fprintf(stderr, "skated node: %s\n", started.error().message.c_str());
+    std::error_code ignored;  // the control service removes it too
+    if (watch_pid > 0 && has_ended(watch_pid)) std::filesystem::remove_all(session_dir, ignored);
     return 1;
   }
   rt::TaskGroup tasks(*loop);

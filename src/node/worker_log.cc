@@ -17,8 +17,11 @@ constexpr size_t kTailBytesMax = 4 * 1024;
 }  // namespace
 
 WorkerLog::WorkerLog(rt::Loop& loop, std::string stem, UniqueFd out, UniqueFd err, uint64_t file_bytes_max,
-                     OnLine on_line)
-    : file_bytes_max_(file_bytes_max), on_line_(std::move(on_line)), tasks_(loop) {
+                     Source source, OnLine on_line)
+    : file_bytes_max_(file_bytes_max),
+      source_(std::move(source)),
+      on_line_(std::move(on_line)),
+      tasks_(loop) {
   out_.path = stem + ".out";
   err_.path = stem + ".err";
   err_.is_stderr = true;
@@ -44,8 +47,13 @@ rt::Task<void> WorkerLog::read_on(Stream* stream) {
 
 bool WorkerLog::read_some(Stream& stream, bool& more) {
   char buffer[kReadBytes];
+  std::string source = source_();  // before the read: what comes is older than what the worker runs next
   ssize_t got = ::read(stream.pipe.get(), buffer, sizeof buffer);
   more = got > 0;
+  if (got > 0 && source != stream.partial_source) {
+    if (!stream.partial.empty()) hand_on(stream, std::exchange(stream.partial, {}));
+    stream.partial_source = std::move(source);
+  }
   if (got > 0) take(stream, buffer, static_cast<size_t>(got));
   return got > 0 || (got < 0 && (errno == EAGAIN || errno == EINTR));
 }
@@ -55,7 +63,7 @@ void WorkerLog::drain() {
     // Bounded: a child of the dead worker may hold the pipe and print on.
     bool more = true;
     for (int i = 0; more && i < 64; ++i) read_some(*stream, more);
-    if (!stream->partial.empty()) on_line_(stream->is_stderr, std::exchange(stream->partial, {}));
+    if (!stream->partial.empty()) hand_on(*stream, std::exchange(stream->partial, {}));
   }
 }
 
@@ -69,12 +77,16 @@ void WorkerLog::take(Stream& stream, const char* data, size_t size) {
     partial.append(data, newline ? newline : end);
     bool complete = newline != nullptr;
     while (partial.size() > kLineBytesMax) {
-      on_line_(stream.is_stderr, partial.substr(0, kLineBytesMax));
+      hand_on(stream, partial.substr(0, kLineBytesMax));
       partial.erase(0, kLineBytesMax);
     }
-    if (complete) on_line_(stream.is_stderr, std::exchange(partial, {}));
+    if (complete) hand_on(stream, std::exchange(partial, {}));
     data = complete ? newline + 1 : end;
   }
+}
+
+void WorkerLog::hand_on(Stream& stream, std::string text) {
+  on_line_(stream.is_stderr, stream.partial_source, std::move(text));
 }
 
 void WorkerLog::write_file(Stream& stream, const char* data, size_t size) {

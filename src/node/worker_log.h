@@ -19,11 +19,13 @@ namespace skate::node {
 
 class WorkerLog {
  public:
-  /// One complete line, without its newline.
-  using OnLine = std::function<void(bool is_stderr, std::string text)>;
+  /// What the worker runs, so whose what it prints now is.
+  using Source = std::function<std::string()>;
+  /// One line without its newline, or what a source left without one when another began to print.
+  using OnLine = std::function<void(bool is_stderr, std::string source, std::string text)>;
 
   WorkerLog(rt::Loop& loop, std::string stem, UniqueFd out, UniqueFd err, uint64_t file_bytes_max,
-            OnLine on_line);
+            Source source, OnLine on_line);
   ~WorkerLog();
 
   /// Reads what is there now, without waiting; a last line without a newline counts.
@@ -39,15 +41,18 @@ class WorkerLog {
     UniqueFd file;
     uint64_t file_bytes{};
     std::string partial;
+    std::string partial_source;
     std::unique_ptr<rt::FdWatch> watch;
   };
   rt::Task<void> read_on(Stream* stream);
   /// False at the end of the stream.
   bool read_some(Stream& stream, bool& more);
   void take(Stream& stream, const char* data, size_t size);
+  void hand_on(Stream& stream, std::string text);
   void write_file(Stream& stream, const char* data, size_t size);
 
   const uint64_t file_bytes_max_;
+  Source source_;
   OnLine on_line_;
   Stream out_, err_;
   std::string tail_;

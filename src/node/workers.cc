@@ -140,17 +140,20 @@ Result<void> NodeDaemon::start_output(Process& process) {
       loop_,
       options_.session_dir + "/logs/worker-" + process.id.hex().substr(0, 16) + "-" + std::to_string(number),
       std::move(out.read), std::move(err.read), options_.log_file_bytes_max,
-      [this, number](bool is_stderr, std::string text) {
-        Process* source = find(number);
-        if (source == nullptr) return;
-        auto job = jobs_.find(source->job);
+      [this, number]() -> std::string {
+        Process* process = find(number);
+        if (process == nullptr || !process->link) return "worker";
+        const char* shared = segment_->slot(process->slot).source;
+        std::string name(shared, strnlen(shared, sizeof(rpc::ProcessSlot::source)));
+        return name.empty() ? "worker" : name;  // it has run nothing yet
+      },
+      [this, number](bool is_stderr, std::string source, std::string text) {
+        Process* process = find(number);
+        if (process == nullptr) return;
+        auto job = jobs_.find(process->job);
         if (job == jobs_.end() || !job->second.logs) return;
-        std::string name;
-        if (source->link) {
-          const char* shared = segment_->slot(source->slot).source;
-          name.assign(shared, strnlen(shared, sizeof(rpc::ProcessSlot::source)));
-        }
-        job->second.logs->add({source->pid, is_stderr, std::move(name), options_.node_ip, std::move(text)});
+        job->second.logs->add(
+            {process->pid, is_stderr, std::move(source), options_.node_ip, std::move(text)});
       });
   process.stdio = {std::move(out.write), std::move(err.write)};
   return {};

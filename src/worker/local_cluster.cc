@@ -4,6 +4,7 @@
 #include <poll.h>
 #include <signal.h>
 #include <spawn.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -15,7 +16,6 @@
 #include <fstream>
 
 #include "base/unique_fd.h"
-#include "rpc/key.h"
 
 extern char** environ;
 
@@ -25,9 +25,12 @@ namespace {
 
 constexpr int kStopMs = 5000;
 
-std::string tail_of(const std::string& path) {
+std::string text_in(const std::string& path) {
   std::ifstream file(path);
-  std::string text((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
+  return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
+}
+
+std::string tail_of(std::string text) {
   constexpr size_t kTailBytes = 2000;
   if (text.size() > kTailBytes) text.erase(0, text.size() - kTailBytes);
   return text;
@@ -63,11 +66,6 @@ Result<std::unique_ptr<LocalCluster>> LocalCluster::prepare(const LocalClusterOp
   localtime_r(&now, &local);
   std::strftime(stamp, sizeof stamp, "%Y-%m-%d_%H-%M-%S", &local);
   cluster->session_dir_ = options.session_base + "/session_" + stamp + "_" + to_hex(random, sizeof random);
-  if (mkdir(cluster->session_dir_.c_str(), 0700) != 0)
-    return errno_error("cannot make the session directory " + cluster->session_dir_);
-  if (mkdir((cluster->session_dir_ + "/logs").c_str(), 0700) != 0)
-    return errno_error("cannot make the log directory in " + cluster->session_dir_);
-  SKATE_TRY(rpc::ClusterKey::random().write_file(cluster->session_dir_ + "/cluster.key"));
   cluster->driver_ = static_cast<int>(getpid());
   return cluster;
 }
@@ -80,7 +78,7 @@ Result<void> LocalCluster::start(int timeout_ms) {
   SKATE_TRY_ASSIGN(control_address_, launch("control",
                                             {"--session-dir", session_dir_, "--listen",
                                              "unix:" + session_dir_ + "/control.sock", "--storage", "memory",
-                                             "--key-file", key, "--watch-pid", watch},
+                                             "--key-file", key, "--watch-pid", watch, "--private"},
                                             &control_, timeout_ms));
   std::vector<std::string> arguments{"--session-dir",  session_dir_, "--control",
                                      control_address_, "--key-file", key,
@@ -102,7 +100,12 @@ Result<std::string> LocalCluster::launch(const char* role, std::vector<std::stri
   std::vector<char*> argv;
   for (std::string& argument : arguments) argv.push_back(argument.data());
   argv.push_back(nullptr);
-  std::string log = session_dir_ + "/logs/" + role + ".err";
+  // The control service makes the session's directory, and goes on in a file there itself.
+  const std::string path = session_dir_ + "/logs/" + role + ".err";
+  const bool is_first = control_address_.empty();
+  UniqueFd log(is_first ? memfd_create("skate-daemon-start", MFD_CLOEXEC)
+                        : open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600));
+  if (!log) return errno_error("cannot make a file for what skated " + std::string(role) + " prints");
 
   posix_spawn_file_actions_t actions;
   posix_spawnattr_t attributes;
@@ -111,7 +114,7 @@ Result<std::string> LocalCluster::launch(const char* role, std::vector<std::stri
   // The pipe's end may be number 3 itself: dup2 onto itself clears close-on-exec, as wanted.
   posix_spawn_file_actions_addopen(&actions, 0, "/dev/null", O_RDONLY, 0);
   posix_spawn_file_actions_adddup2(&actions, write_end.get(), kReadyFd);
-  posix_spawn_file_actions_addopen(&actions, 1, log.c_str(), O_WRONLY | O_CREAT | O_APPEND, 0600);
+  posix_spawn_file_actions_adddup2(&actions, log.get(), 1);
   posix_spawn_file_actions_adddup2(&actions, 1, 2);
   sigset_t none, all;
   sigemptyset(&none);
@@ -145,8 +148,10 @@ Result<std::string> LocalCluster::launch(const char* role, std::vector<std::stri
     }
     return Error{ErrorCode::kUnavailable,
                  std::string("skated ") + role +
-                     (ready > 0 ? " ended while it started" : " did not get ready in time") + "; its log " +
-                     log + " ends with:\n" + tail_of(log)};
+                     (ready > 0 ? " ended while it started" : " did not get ready in time") +
+                     "; its output ends with:\n" +
+                     tail_of((is_first ? text_in("/proc/self/fd/" + std::to_string(log.get())) : "") +
+                             text_in(path))};
   }
   return line.substr(0, line.find('\n'));
 }

@@ -23,7 +23,8 @@ struct LocalClusterOptions {
 
 class LocalCluster {
  public:
-  /// Makes the session directory and key.
+  /// Names the session. Its directory is made, and in the end removed, by the control service: that one
+  /// outlives this process, at whatever moment it is killed.
   static Result<std::unique_ptr<LocalCluster>> prepare(const LocalClusterOptions& options);
   ~LocalCluster();
   LocalCluster(const LocalCluster&) = delete;

@@ -135,13 +135,17 @@ def test_killed_with_objects_on_disk(driver, tmp_path):
     ), files_under(tmp_path)
 
 
-@pytest.mark.parametrize("after_s", [0.02, 0.05, 0.1, 0.2, 0.4])
-def test_killed_during_init(driver, after_s):
-    d = driver("import skate, time\nprint('IMPORTED')\nskate.init(num_cpus=2)\ntime.sleep(60)\n")
+@pytest.mark.parametrize("after_s", [0, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.4])
+def test_killed_during_init(driver, tmp_path, after_s):
+    d = driver(
+        "import skate, time\nprint('IMPORTED')\n"
+        f"skate.init(num_cpus=2, _temp_dir={str(tmp_path)!r})\ntime.sleep(60)\n"
+    )
     d.until("IMPORTED")
     time.sleep(after_s)
     d.kill()
     assert eventually(lambda: not d.processes(), timeout_s=GONE_WITHIN_S), d.processes()
+    assert not os.listdir(tmp_path), files_under(tmp_path)
 
 
 def test_shutdown_leaves_nothing_but_the_driver(driver):
