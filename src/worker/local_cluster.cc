@@ -146,12 +146,12 @@ Result<std::string> LocalCluster::launch(const char* role, std::vector<std::stri
       line.append(buffer, static_cast<size_t>(n));
       continue;
     }
-    return Error{ErrorCode::kUnavailable,
-                 std::string("skated ") + role +
-                     (ready > 0 ? " ended while it started" : " did not get ready in time") +
-                     "; its output ends with:\n" +
-                     tail_of((is_first ? text_in("/proc/self/fd/" + std::to_string(log.get())) : "") +
-                             text_in(path))};
+    return Error{
+        ErrorCode::kUnavailable,
+        std::string("skated ") + role +
+            (ready > 0 ? " ended while it started" : " did not get ready in time") +
+            "; its output ends with:\n" +
+            tail_of((is_first ? text_in("/proc/self/fd/" + std::to_string(log.get())) : "") + text_in(path))};
   }
   return line.substr(0, line.find('\n'));
 }
