@@ -205,23 +205,27 @@ rt::Task<void> NodeDaemon::report_loop() {
   while (true) {
     co_await report_wanted_.wait();
     report_wanted_.reset();
-    wire::NodeReport report;
-    report.node = id_;
-    report.sequence = ++report_sequence_;
-    report.available = scheduler_.available();
-    report.queued_tasks = scheduler_.queued();
-    report.stats = {{"workers", static_cast<int64_t>(scheduler_.worker_count())},
-                    {"object_store_bytes", static_cast<int64_t>(store_->capacity_bytes())}};
-    report.bundles = scheduler_.bundle_resources(false);
-    report.bundles_available = scheduler_.bundle_resources(true);
-    reported_available_ = report.available;
-    reported_bundles_ = report.bundles_available;
-    std::string body = wire::encode(report);
-    Result<std::string> sent =
-        co_await control_->call(static_cast<uint16_t>(wire::ControlMethod::kNodeReport), std::move(body));
-    if (!sent) warn("a report of resources did not reach the control service: " + sent.error().message);
+    co_await report();
     co_await rt::sleep_for(kReportPause);
   }
+}
+
+rt::Task<void> NodeDaemon::report() {
+  wire::NodeReport report;
+  report.node = id_;
+  report.sequence = ++report_sequence_;
+  report.available = scheduler_.available();
+  report.queued_tasks = scheduler_.queued();
+  report.stats = {{"workers", static_cast<int64_t>(scheduler_.worker_count())},
+                  {"object_store_bytes", static_cast<int64_t>(store_->capacity_bytes())}};
+  report.bundles = scheduler_.bundle_resources(false);
+  report.bundles_available = scheduler_.bundle_resources(true);
+  reported_available_ = report.available;
+  reported_bundles_ = report.bundles_available;
+  std::string body = wire::encode(report);
+  Result<std::string> sent =
+      co_await control_->call(static_cast<uint16_t>(wire::ControlMethod::kNodeReport), std::move(body));
+  if (!sent) warn("a report of resources did not reach the control service: " + sent.error().message);
 }
 
 }  // namespace skate::node

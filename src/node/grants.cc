@@ -1,4 +1,6 @@
 // What the scheduler decided, done.
+#include <cstring>
+
 #include "node/node_daemon.h"
 
 namespace skate::node {
@@ -17,13 +19,13 @@ rt::Task<void> NodeDaemon::pump_loop() {
 
 void NodeDaemon::pump() {
   work_to_do_.reset();
-  look_at_blocked();
+  look_at_workers();
   apply(scheduler_.decide(now_us()));
   std::atomic<uint32_t>& wanted = segment_->node().cpus_wanted;
   const uint32_t wants = scheduler_.cpu_wanted() ? 1 : 0;
   if (wanted.exchange(wants, std::memory_order_seq_cst) != wants && wants) {
     // One that blocked before it could see the flag did not ring.
-    look_at_blocked();
+    look_at_workers();
     apply(scheduler_.decide(now_us()));
   }
   flush_rings();
@@ -43,12 +45,21 @@ void NodeDaemon::pump() {
     report_wanted_.set();
 }
 
-void NodeDaemon::look_at_blocked() {
+void NodeDaemon::look_at_workers() {
   for (ProcessNumber number : scheduler_.leased_workers()) {
     Process* process = find(number);
     if (process == nullptr || !process->link) continue;
-    scheduler_.blocked(number, segment_->slot(process->slot).blocked.load(std::memory_order_seq_cst) != 0);
+    const rpc::ProcessSlot& slot = segment_->slot(process->slot);
+    scheduler_.blocked(number, slot.blocked.load(std::memory_order_seq_cst) != 0);
+    scheduler_.works(number, slot.work_us.load(std::memory_order_relaxed));
   }
+}
+
+/// The task or actor that it runs, or ran last; empty: none yet.
+std::string NodeDaemon::source_of(const Process& process) const {
+  if (!process.link) return "";
+  const char* source = segment_->slot(process.slot).source;
+  return {source, ::strnlen(source, sizeof(rpc::ProcessSlot::source))};
 }
 
 void NodeDaemon::apply(Decisions decisions) {
@@ -165,12 +176,19 @@ void NodeDaemon::report_deadlocks() {
     std::pair<ProcessNumber, uint64_t> key{wait.owner, wait.shape_id};
     seen.insert(key);
     if (seen_deadlocks_.count(key) == 0 || !reported_deadlocks_.insert(key).second) continue;
-    std::string text = "'" + wait.function + "' waits for " + describe(wait.lacks) +
+    Resources lacks = wait.lacks;
+    lacks.erase("CPU");  // lent by who is blocked, so that it is not what this waits for
+    std::string text = "'" + wait.function + "' waits for " + describe(lacks) +
                        ", which only those hold who wait themselves:";
     for (const Wait::Holder& holder : wait.holders) {
+      Resources holds = holder.holds;
+      holds.erase("CPU");
       const Process* worker = find(holder.worker);
-      text += "\n  '" + holder.function + "' (pid " + std::to_string(worker ? worker->pid : -1) + ") holds " +
-              describe(holder.holds) + " and is blocked in get() or wait()";
+      if (!holder.blocked || holds.empty() || worker == nullptr) continue;
+      std::string runs = source_of(*worker);
+      if (runs.empty()) runs = holder.function;
+      text += "\n  '" + runs + "' (pid " + std::to_string(worker->pid) + ") holds " + describe(holds) +
+              " and is blocked in get() or wait()";
     }
     text +=
         "\nUnlike CPUs these are not lent out. Ask for less, or do not wait inside the task that holds them.";

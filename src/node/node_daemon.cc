@@ -222,10 +222,7 @@ std::string NodeDaemon::memory_table(const Process& dead, uint64_t peak_bytes) c
   };
   for (const auto& [number, process] : processes_) {
     std::string what = process->kind == wire::ProcessKind::kDriver ? "driver" : "idle worker";
-    if (process->link) {
-      const char* source = segment_->slot(process->slot).source;
-      if (source[0] != '\0') what.assign(source, ::strnlen(source, sizeof(rpc::ProcessSlot::source)));
-    }
+    if (std::string source = source_of(*process); !source.empty()) what = std::move(source);
     if (process.get() == &dead) {
       add(peak_bytes, dead.pid, what + ", which was killed");
     } else if (auto used = memory_of(process->pid)) {

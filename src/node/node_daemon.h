@@ -125,7 +125,8 @@ class NodeDaemon : private AdoptionEffects {
   void pump();
   void pump_later() { work_to_do_.set(); }
   rt::Task<void> pump_loop();
-  void look_at_blocked();
+  void look_at_workers();
+  std::string source_of(const Process& process) const;
   void apply(Decisions decisions);
   void apply_grant(const Grant& grant);
   void apply_placement(const ActorPlacement& placement);
@@ -159,6 +160,7 @@ class NodeDaemon : private AdoptionEffects {
   void tell_control(wire::ControlMethod method, Message message);
   rt::Task<void> send_control(wire::ControlMethod method, std::string body);
   rt::Task<void> report_loop();
+  rt::Task<void> report();
 
   // node_daemon.cc: the rest
   rt::Task<void> signal_loop();

@@ -265,6 +265,13 @@ rt::Task<void> NodeDaemon::relay(ProcessNumber number, wire::ControlCall call) {
       if (auto request = wire::decode<wire::PlacementGroupRequest>(std::string_view(call.body));
           request && request->wait_ms > 0)
         co_await wait_for_group(number, std::move(*request));
+    } else if (method == wire::ControlMethod::kClusterInfo) {
+      // Tasks begin and end without a word to the daemon; who asks what is free learns how it is now.
+      look_at_workers();
+      pump_later();
+      if (scheduler_.available() != reported_available_ ||
+          scheduler_.bundle_resources(true) != reported_bundles_)
+        co_await report();
     }
     rpc::CallOptions options{.timeout = kControlTimeout};
     Result<std::string> answer = co_await control_->call(call.method, std::move(call.body), options);

@@ -10,7 +10,7 @@ namespace skate::rpc {
 namespace {
 
 constexpr uint64_t kMagic = 0x31676573746b7353ull;
-constexpr uint32_t kVersion = 1;
+constexpr uint32_t kVersion = 2;
 constexpr uint64_t kSlotsOffset = sizeof(NodePage);
 constexpr uint64_t kLinksOffset = kSlotsOffset + uint64_t{kSlotsMax} * sizeof(ProcessSlot);
 constexpr uint64_t kSegmentBytes = kLinksOffset + uint64_t{kLinksMax} * sizeof(LinkArea);

@@ -50,6 +50,7 @@ struct alignas(4096) ProcessSlot {
   std::atomic<int32_t> pid;
   std::atomic<int32_t> active;    ///< its share of NodePage::active, taken back when it dies
   std::atomic<uint32_t> blocked;  ///< its task waits in get or wait and lends its CPU
+  std::atomic<int64_t> work_us;   ///< steady clock: when its task began or, negative, its last one ended
   char source[64];                ///< what its output belongs to now (task or actor name), for log lines
 };
 static_assert(sizeof(ProcessSlot) == 4096);

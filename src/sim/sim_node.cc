@@ -201,7 +201,10 @@ rt::Task<void> SimNode::hold_lease(std::shared_ptr<Driver> driver, node::Grant g
          !driver->end.is_set()) {
     --driver->left;
     ++driver->running;
-    co_await rt::sleep_for(rt::Duration(loop_.random().below(8'000'000)));
+    scheduler_.works(grant.worker, now_us());
+    const uint64_t longest_ns = loop_.random().chance(0.02) ? 2'000'000'000 : 8'000'000;
+    co_await rt::sleep_for(rt::Duration(loop_.random().below(longest_ns)));
+    scheduler_.works(grant.worker, -now_us());
     if (loop_.random().chance(options_.worker_crash_probability))
       worker_died(grant.worker, DeathKind::kSignalled);
     --driver->running;
@@ -222,6 +225,7 @@ rt::Task<void> SimNode::hold_lease(std::shared_ptr<Driver> driver, node::Grant g
 
 rt::Task<void> SimNode::deliver_recall(node::Recall recall) {
   co_await short_delay();
+  if (loop_.random().chance(0.02)) co_return;  // never answered: the lease ends with the owner's work
   const auto driver = drivers_.find(recall.owner);
   if (driver != drivers_.end()) driver->second->recalled.insert(recall.lease);
 }

@@ -159,6 +159,7 @@ std::shared_ptr<IncomingTask> Runtime::pop_task(const std::string& group) {
         continue;
       }
       running_[{task->from, task->header.token}] = task;
+      if (task->function) mailbox_->slot().work_us.store(task->begun_ns / 1000, std::memory_order_relaxed);
     }
     return task;
   }
@@ -276,7 +277,12 @@ void Runtime::answer(IncomingTask& task, wire::TaskStatus status, std::vector<Ou
   out.clear();
   wire::TaskDone done{};
   done.token = task.header.token;
-  if (task.begun) done.run_ns = static_cast<uint64_t>(std::max<int64_t>(0, now_ns() - task.begun_ns));
+  if (task.begun) {
+    const int64_t ended_ns = now_ns();
+    done.run_ns = static_cast<uint64_t>(std::max<int64_t>(0, ended_ns - task.begun_ns));
+    // Before the result is told: who has it may ask for this lease's room at once.
+    if (task.function) mailbox_->slot().work_us.store(-(ended_ns / 1000), std::memory_order_relaxed);
+  }
   done.stream_items = task.stream_items;
   done.result_count = static_cast<uint32_t>(results.size());
   done.status = status;

@@ -187,6 +187,18 @@ void Scheduler::blocked(ProcessNumber number, bool is_blocked) {
   }
 }
 
+void Scheduler::works(ProcessNumber number, int64_t work_us) {
+  auto worker = workers_.find(number);
+  if (worker == workers_.end() || worker->second.state != WorkerState::kLeased) return;
+  Lease& lease = leases_.at(worker->second.lease);
+  if (work_us >= 0) {
+    lease.begun_us = work_us;
+    lease.idle_since_us = 0;
+  } else {  // what it ran before this lease says nothing
+    lease.idle_since_us = -work_us > lease.granted_us ? -work_us : 0;
+  }
+}
+
 // --- placement groups -----------------------------------------------------------------------------------
 
 void Scheduler::reserve(const PlacementGroupId& id, uint64_t attempt, Bundles bundles, int64_t now_us,
@@ -345,6 +357,13 @@ Resources Scheduler::bundle_resources(bool available) const {
   constexpr int64_t kMarker = 1000 * wire::kResourceUnit;
   constexpr int64_t kMarkerShare = wire::kResourceUnit / 1000;
   Resources out;
+  std::map<Spot, Resources> idle;
+  std::map<Spot, int64_t> idle_leases;
+  for (const auto& [number, lease] : leases_)
+    if (available && lease.idle_since_us != 0) {
+      add_to(idle[lease.spot], to_come(lease));
+      ++idle_leases[lease.spot];
+    }
   for (const auto& [spot, bundle] : bundles_) {
     auto group = groups_.find(spot.group);
     if (bundle.closing || group == groups_.end() || !group->second.committed) continue;
@@ -353,9 +372,10 @@ Resources Scheduler::bundle_resources(bool available) const {
       out[name + "_group_" + index + "_" + id] += units;
       out[name + "_group_" + id] += units;
     };
-    for (const auto& [name, units] : available ? bundle.book.available() : bundle.book.total())
-      add(name, units);
-    add("bundle", kMarker - (available ? bundle.leases * kMarkerShare : 0));
+    Resources amounts = available ? bundle.book.available() : bundle.book.total();
+    add_to(amounts, idle[spot]);
+    for (const auto& [name, units] : amounts) add(name, units);
+    add("bundle", kMarker - (available ? (bundle.leases - idle_leases[spot]) * kMarkerShare : 0));
   }
   return out;
 }
@@ -628,8 +648,7 @@ bool Scheduler::serve(Class& cls, int64_t now_us, Pass& pass, Decisions& out) {
               worker_number,
               *spot,
               book_at(*spot).take(class_key.resources),
-              now_us,
-              false};
+              now_us};
   if (auto bundle = bundles_.find(*spot); bundle != bundles_.end()) ++bundle->second.leases;
   ResourceInstances instances = lease.allocation.instances();
   account(lease, true);
@@ -691,24 +710,50 @@ bool Scheduler::may_recall_for(const Lease& lease, const EntryKey& waiter, const
   return share(lease.entry, theirs) > share(waiter, ours);
 }
 
-/// Leases of `spot` whose end brings what `lacks` (or, anywhere, a worker), in the order in which they were
-/// granted. Empty when that is not enough.
-std::vector<Scheduler::Lease*> Scheduler::recallable(const Spot& spot, Resources lacks, bool& lacks_worker,
-                                                     int64_t now_us,
+/// What the end of a lease brings: its CPU is not among that while it is lent.
+Resources Scheduler::to_come(const Lease& lease) {
+  Resources amounts = lease.allocation.amounts;
+  if (lease.allocation.cpu_lent) amounts.erase("CPU");
+  return amounts;
+}
+
+bool Scheduler::is_unused(const Lease& lease, int64_t now_us) const {
+  return lease.idle_since_us != 0 && now_us - lease.idle_since_us >= options_.idle_lease_us;
+}
+
+bool Scheduler::is_overdue(const Lease& lease, int64_t now_us) const {
+  return lease.recalled_us >= 0 && now_us - lease.recalled_us >= options_.recall_answer_us;
+}
+
+/// Leases of `spot` whose end brings what `lacks` (or, anywhere, a worker), those first that are likely to
+/// end soon; with `all` not just enough of them. Empty when that is not enough.
+std::vector<Scheduler::Lease*> Scheduler::recallable(const Spot& spot, Resources lacks, bool lacks_worker,
+                                                     int64_t now_us, bool all,
                                                      const std::function<bool(const Lease&)>& may) {
-  std::vector<Lease*> victims;
+  std::vector<std::tuple<bool, int64_t, LeaseNumber, Lease*>> order;
   for (auto& [number, lease] : leases_) {
-    if (lacks.empty() && !lacks_worker) break;
-    if (lease.recalled || lease.entry.owner == 0 || now_us - lease.granted_us < options_.quantum_us) continue;
-    Resources frees = lease.spot == spot ? lease.allocation.amounts : Resources{};
-    if (lease.allocation.cpu_lent) frees.erase("CPU");
-    const bool helps = lacks_worker || std::any_of(lacks.begin(), lacks.end(), [&](const auto& lack) {
-                         return frees.count(lack.first) > 0;
-                       });
-    if (!helps || !may(lease)) continue;
-    victims.push_back(&lease);
+    if (lease.recalled_us >= 0 || lease.entry.owner == 0) continue;
+    const bool unused = is_unused(lease, now_us);
+    if (!unused && now_us - lease.granted_us < options_.quantum_us) continue;
+    // Whose task began last is likely to have short ones.
+    order.emplace_back(!unused, unused ? lease.idle_since_us : -std::max(lease.begun_us, lease.granted_us),
+                       number, &lease);
+  }
+  std::sort(order.begin(), order.end());
+  std::vector<Lease*> victims;
+  const Resources lacked = lacks;
+  const bool lacked_worker = lacks_worker;
+  for (const auto& [used, time_us, number, lease] : order) {
+    if (!all && lacks.empty() && !lacks_worker) break;
+    const Resources amounts = lease->spot == spot ? to_come(*lease) : Resources{};
+    const Resources& sought = all ? lacked : lacks;
+    const bool helps = (all ? lacked_worker : lacks_worker) ||
+                       std::any_of(sought.begin(), sought.end(),
+                                   [&](const auto& lack) { return amounts.count(lack.first) > 0; });
+    if (!helps || !may(*lease)) continue;
+    victims.push_back(lease);
     lacks_worker = false;
-    for (const auto& [name, units] : frees)
+    for (const auto& [name, units] : amounts)
       if (auto lack = lacks.find(name); lack != lacks.end() && (lack->second -= units) <= 0)
         lacks.erase(lack);
   }
@@ -722,9 +767,7 @@ void Scheduler::recall(int64_t now_us, const Pass& pass, Decisions& out) {
   int64_t workers_coming = 0;
   Shares shares;
   auto comes = [&](const Lease& lease) {
-    Resources amounts = lease.allocation.amounts;
-    if (lease.allocation.cpu_lent) amounts.erase("CPU");
-    add_to(coming[lease.spot], amounts);
+    add_to(coming[lease.spot], to_come(lease));
     ++workers_coming;
   };
   auto lacking = [](const Resources& need, const Resources& have) {
@@ -735,24 +778,30 @@ void Scheduler::recall(int64_t now_us, const Pass& pass, Decisions& out) {
     return lacks;
   };
   for (const auto& [id, held_by] : jobs_) shares.used[id] = held_by.used;
+  int64_t last_overdue_us = -1;
   for (const auto& [number, lease] : leases_) {
-    if (!lease.recalled) {
+    const bool overdue = is_overdue(lease, now_us);
+    if (overdue) last_overdue_us = std::max(last_overdue_us, lease.recalled_us);
+    if (lease.recalled_us < 0 || overdue) {
       ++shares.held[lease.entry];
       continue;
     }
     if (lease.spot.group.is_nil()) subtract_from(shares.used[lease.class_key.job], lease.allocation.amounts);
     comes(lease);
   }
+  auto call_back = [&](Lease& lease) {
+    lease.recalled_us = now_us;
+    comes(lease);
+    out.recalls.push_back({lease.entry.owner, workers_.at(lease.worker).lease});
+  };
+  // For who was not answered in time, all are called that may be.
+  auto is_urgent = [&](const Patience& waiter) { return last_overdue_us >= waiter.waiting_since_us; };
   // A group takes its room for good, as an actor does: leases are recalled for it whoever holds them.
   for (const auto& [id, group] : groups_) {
     if (group.reserved) continue;
-    bool lacks_worker = false;
-    for (Lease* lease : recallable(Spot{}, lacking(group.sum, coming[Spot{}]), lacks_worker, now_us,
-                                   [](const Lease&) { return true; })) {
-      lease->recalled = true;
-      comes(*lease);
-      out.recalls.push_back({lease->entry.owner, workers_.at(lease->worker).lease});
-    }
+    for (Lease* lease : recallable(Spot{}, lacking(group.sum, coming[Spot{}]), false, now_us,
+                                   is_urgent(group), [](const Lease&) { return true; }))
+      call_back(*lease);
     if (lacking(group.sum, coming[Spot{}]).empty()) subtract_from(coming[Spot{}], group.sum);
   }
   std::vector<std::tuple<int64_t, int32_t, uint64_t, const Class*>> order;
@@ -772,6 +821,7 @@ void Scheduler::recall(int64_t now_us, const Pass& pass, Decisions& out) {
       continue;
     }
     const bool starves = now_us - cls->waiting_since_us >= options_.starving_us;
+    const bool urgent = is_urgent(*cls);
     bool served = true;
     for (auto item = cls->queue.begin(); served && item != cls->queue.end(); ++item) {
       const EntryKey key = item->second;
@@ -780,26 +830,23 @@ void Scheduler::recall(int64_t now_us, const Pass& pass, Decisions& out) {
         served = false;
         for (const Spot& spot : spots) {
           if (!book_at(spot).feasible(need)) continue;
-          bool lacks_worker = waits_for_worker && workers_coming <= 0;
+          const bool lacks_worker = waits_for_worker && workers_coming <= 0;
           const Resources lacks = lacking(need, coming[spot]);
           const Shares before = shares;
           const bool lacked = lacks_worker || !lacks.empty();
           const std::vector<Lease*> victims =
-              recallable(spot, lacks, lacks_worker, now_us, [&](const Lease& lease) {
+              recallable(spot, lacks, lacks_worker, now_us, urgent, [&](const Lease& lease) {
                 const bool may = lease.entry != key &&
-                                 (may_recall_for(lease, key, entry, shares) || (starves && entry.held == 0));
-                if (may) shares.move(lease, key, cls->key);
+                                 (is_unused(lease, now_us) || may_recall_for(lease, key, entry, shares) ||
+                                  (starves && entry.held == 0));
+                if (may && !urgent) shares.move(lease, key, cls->key);
                 return may;
               });
           if (lacked && victims.empty()) {
             shares = before;
             continue;
           }
-          for (Lease* lease : victims) {
-            lease->recalled = true;
-            comes(*lease);
-            out.recalls.push_back({lease->entry.owner, workers_.at(lease->worker).lease});
-          }
+          for (Lease* lease : victims) call_back(*lease);
           subtract_from(coming[spot], need);
           if (waits_for_worker) --workers_coming;
           served = true;
@@ -872,9 +919,18 @@ std::optional<int64_t> Scheduler::next_deadline(int64_t now_us) const {
     if (cls.feasible) wake_for(cls);
   for (const auto& [id, group] : groups_)
     if (!group.reserved) wake_for(group);
-  if (waiting)
-    for (const auto& [number, lease] : leases_)
-      if (!lease.recalled && lease.entry.owner != 0) at(lease.granted_us + options_.quantum_us);
+  for (const auto& [number, lease] : leases_) {
+    if (!waiting) break;
+    if (lease.entry.owner == 0) continue;
+    if (lease.recalled_us >= 0) {
+      at(lease.recalled_us + options_.recall_answer_us);
+      continue;
+    }
+    at(lease.granted_us + options_.quantum_us);
+    // That one becomes idle is not told; it is looked for.
+    at(lease.idle_since_us != 0 ? lease.idle_since_us + options_.idle_lease_us
+                                : now_us + options_.starving_us);
+  }
   size_t idle = 0;
   for (const auto& [key, pool] : pools_) {
     if (waiting || pool.prestart > 0) at(pool.retry_at_us);
@@ -888,6 +944,13 @@ std::optional<int64_t> Scheduler::next_deadline(int64_t now_us) const {
 }
 
 // --- views ----------------------------------------------------------------------------------------------
+
+Resources Scheduler::available() const {
+  Resources out = book_.available();
+  for (const auto& [number, lease] : leases_)
+    if (lease.idle_since_us != 0 && lease.spot.group.is_nil()) add_to(out, to_come(lease));
+  return out;
+}
 
 uint64_t Scheduler::queued() const {
   uint64_t sum = 0;
@@ -928,8 +991,11 @@ std::vector<Wait> Scheduler::waits() const {
         for (const auto& [name, units] : lacks)
           if (auto held = lease.allocation.amounts.find(name); held != lease.allocation.amounts.end())
             holds[name] = held->second;
-        if (!holds.empty() && lease.spot == spot)
+        if (holds.empty() || lease.spot != spot) continue;
+        if (lease.idle_since_us == 0)
           wait.holders.push_back({lease.worker, lease.function, holds, workers_.at(lease.worker).blocked});
+        else if (holds.size() > holds.count("CPU"))
+          wait.deadlock = false;  // it is recalled
       }
       out.push_back(std::move(wait));
     }

@@ -3,7 +3,9 @@
 // Pure: events go in through the methods, time is an argument, decide() says what is to be done. The same
 // class runs under the node daemon and in the simulator. It grants never more than there is (but for a
 // blocked worker that resumes, which is over-subscribed until the books balance), and every queued shape
-// is served within a bounded number of quanta as long as leases are returned when they are recalled.
+// is served within a bounded number of quanta of the time when leases that hold what it needs can end:
+// idle leases are recalled first, then those whose task began last; a recall that nobody answers is counted
+// on for a bounded time, then all are recalled that may be.
 // Placement groups: a reservation takes all bundles of a group that belong to this node, or none, as soon as
 // they fit; what runs in a group takes from its bundle and never from the rest of the node.
 // It does not: know processes, sockets, tasks or arguments. Single owner, no thread of its own.
@@ -48,7 +50,9 @@ using Bundles = std::map<int32_t, Resources>;
 struct SchedulerOptions {
   Resources total;
   ResourceInstances instances;
-  int64_t quantum_us = 10'000;         ///< a lease lasts this long while others wait
+  int64_t quantum_us = 10'000;         ///< a lease lasts this long while others wait and it is used
+  int64_t idle_lease_us = 200;         ///< who pauses for less between two tasks uses his lease
+  int64_t recall_answer_us = 20'000;   ///< then others are recalled instead
   int64_t starving_us = 100'000;       ///< then room is kept free for a shape that nothing fits into
   int64_t keep_room_us = 1'000'000;    ///< at most so long at a time, then others may use it as long
   int64_t idle_worker_us = 1'000'000;  ///< a surplus idle worker is stopped after this
@@ -134,10 +138,10 @@ struct Wait {
   struct Holder {
     ProcessNumber worker{};
     std::string function;
-    Resources holds;
+    Resources holds;  ///< of what is lacked
     bool blocked{};
   };
-  std::vector<Holder> holders;
+  std::vector<Holder> holders;  ///< without idle leases
   /// It cannot end by itself: each holder of what it lacks waits, too, for something that is held likewise.
   bool deadlock{};
 };
@@ -165,6 +169,8 @@ class Scheduler {
   /// For every process, worker or driver: its demands, its leases and what it ran are gone.
   void process_died(ProcessNumber process, int64_t now_us);
   void blocked(ProcessNumber worker, bool is_blocked);
+  /// When the task that `worker` runs began or, negative, when its last one ended; 0: it has run none.
+  void works(ProcessNumber worker, int64_t work_us);
 
   /// Queues a reservation; Decisions::reserved tells when it is made. The same attempt again changes nothing
   /// (and is told again if it was made); a later one replaces the earlier, an earlier one is late.
@@ -182,7 +188,7 @@ class Scheduler {
   std::optional<int64_t> next_deadline(int64_t now_us) const;
 
   // Views.
-  Resources available() const { return book_.available(); }
+  Resources available() const;  ///< what idle leases hold is
   const Resources& total() const { return book_.total(); }
   uint64_t queued() const;
   /// Bundles that are made, by Ray's names (CPU_group_0_<id>, CPU_group_<id>, bundle_group_<id> ...).
@@ -279,7 +285,9 @@ class Scheduler {
     Spot spot;
     Allocation allocation;
     int64_t granted_us{};
-    bool recalled{};
+    int64_t recalled_us = -1;  ///< -1: it is not
+    int64_t begun_us{};        ///< of its task, or of its last one
+    int64_t idle_since_us{};   ///< 0: it runs a task, or has run none yet
   };
   struct Job {
     std::string language = "python";
@@ -293,6 +301,7 @@ class Scheduler {
     uint32_t failures{};
     int64_t retry_at_us{};
   };
+  static Resources to_come(const Lease& lease);
   struct Pass;    ///< what one decide() keeps
   struct Shares;  ///< what everybody will hold once the recalls so far are answered
 
@@ -321,9 +330,11 @@ class Scheduler {
   void match(int64_t now_us, Pass& pass, Decisions& out);
   bool serve(Class& cls, int64_t now_us, Pass& pass, Decisions& out);
   void recall(int64_t now_us, const Pass& pass, Decisions& out);
+  bool is_unused(const Lease& lease, int64_t now_us) const;
+  bool is_overdue(const Lease& lease, int64_t now_us) const;
   bool may_recall_for(const Lease& lease, const EntryKey& waiter, const Entry& entry, Shares& shares) const;
-  std::vector<Lease*> recallable(const Spot& spot, Resources lacks, bool& lacks_worker, int64_t now_us,
-                                 const std::function<bool(const Lease&)>& may);
+  std::vector<Lease*> recallable(const Spot& spot, Resources lacks, bool lacks_worker, int64_t now_us,
+                                 bool all, const std::function<bool(const Lease&)>& may);
   void start_workers(int64_t now_us, Pass& pass, Decisions& out);
   void reap(int64_t now_us, Decisions& out);
 

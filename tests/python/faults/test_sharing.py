@@ -330,3 +330,80 @@ print("NEW", len(set(skate.get([x.ok.remote() for x in b], timeout=30))))
     d.tell()
     rc, out = d.finish()
     assert rc == 0 and "SAME True" in out and "NEW 3" in out, out
+
+
+BESIDE_A_LONG_TASK = """
+import os, threading
+import skate
+
+skate.init(num_cpus=2, log_to_driver=False)
+
+@skate.remote
+def f(x=1):
+    return x
+
+@skate.remote
+def other(x=1):
+    return x
+
+@skate.remote
+def until_written(path):
+    with open(path) as f:
+        return f.read()
+
+@skate.remote(num_cpus=1)
+class A:
+    def m(self):
+        return 1
+
+os.mkfifo(FIFO)
+long = until_written.remote(FIFO)
+skate.get(f.remote())
+stop = threading.Event()
+
+def steady():
+    while not stop.is_set():
+        skate.get(f.remote())
+
+caller = threading.Thread(target=steady)
+caller.start()
+"""
+
+
+def test_nobody_waits_for_a_long_task_while_another_cpu_is_shared(driver, tmp_path):
+    """A steady caller has the second CPU. The long task ends only when it is told to."""
+    fifo = str(tmp_path / "fifo")
+    d = driver(
+        f"FIFO = {fifo!r}"
+        + BESIDE_A_LONG_TASK
+        + """
+print("OTHER", [skate.get(other.remote(i), timeout=30) for i in range(3)])
+print("PIPELINE", [skate.get(other.remote(f.remote(i)), timeout=30) for i in range(20)] == list(range(20)))
+actor = A.remote()
+print("ACTOR", skate.get(actor.m.remote(), timeout=30))
+del actor
+stop.set()
+caller.join()
+print("RUNS", skate.wait([long], timeout=0) == ([], [long]))
+with open(FIFO, "w") as f:
+    f.write("end")
+print("LONG", skate.get(long, timeout=30))
+"""
+    )
+    rc, out = d.finish(timeout_s=120)
+    assert rc == 0, out
+    for said in ("OTHER [0, 1, 2]", "PIPELINE True", "ACTOR 1", "RUNS True", "LONG end"):
+        assert said in out, out
+
+
+def test_what_an_idle_lease_holds_is_available(driver):
+    d = driver(
+        PRELUDE
+        + """
+f = skate.remote(lambda: 1)
+skate.get([f.remote() for _ in range(20)])
+print("FREE", skate.available_resources()["CPU"])
+"""
+    )
+    rc, out = d.finish()
+    assert rc == 0 and "FREE 4.0" in out, out
