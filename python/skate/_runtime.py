@@ -85,9 +85,10 @@ def init(
 ) -> Context:
     """Connects this process to a cluster, by default to a new one of its own on this machine.
 
-    The new cluster ends with this process. `address` "auto" joins the cluster that `skate start` made
-    here, "local" always starts a new one; without it SKATE_ADDRESS decides. The sizes are found out
-    where they are not given.
+    The new cluster ends with this process. `address` is the `gcs_address` of a cluster of this machine,
+    to join that one; "local" always starts a new one; without it SKATE_ADDRESS decides. "auto" looks for
+    a cluster that outlives its programs, and finds none yet. The sizes are found out where they are not
+    given.
     """
     global _context
     if _skate.in_forked_child():
