@@ -34,6 +34,18 @@ def each_us(call, n=20_000):
     return median(runs)
 
 
+def split_1k_list_us():
+    """Takes a list of 1,000 apart, one at a time, as repeated waits do: makes both lists 1,000 times."""
+    thousand = [bytes([i % 256]) * 64 for i in range(1_000)]
+
+    def split():
+        rest = thousand
+        for _ in range(1_000):
+            _first, rest = rest[:1], rest[1:]
+
+    return each_us(split, 100)
+
+
 def start_python_ms():
     runs = []
     for _ in range(5):
@@ -71,6 +83,7 @@ def main():
         "pickle_ok_us": each_us(lambda: pickle.loads(pickle.dumps(b"ok", protocol=5))),
         "make_10k_ids_us": each_us(lambda: pickle.loads(listed), 50),
         "copy_10k_list_us": each_us(lambda: list(ten_thousand), 50),
+        "split_1k_list_us": split_1k_list_us(),
         "start_python_ms": start_python_ms(),
         "fork_ms": fork_ms(),
     }

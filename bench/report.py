@@ -78,7 +78,13 @@ TARGETS = [
     ),
     Target("multi_put_gb", "multi-client put", 1.5, floor=warm_memcpy, floor_text="warm memcpy"),
     Target("wait_1k", "submit 1k tasks, wait on each", 20),
-    Target("wait_finished_1k", "1k waits on finished refs", 50),
+    Target(
+        "wait_finished_1k",
+        "1k waits on finished refs",
+        50,
+        floor=lambda floors: 1e6 / floors["split_1k_list_us"],
+        floor_text="making the two lists of each wait",
+    ),
     Target(
         "get_10k_refs",
         "get of an object holding 10k refs",

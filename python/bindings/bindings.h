@@ -53,6 +53,12 @@ Runtime* require_runtime();
 Runtime* runtime_or_null();
 std::shared_ptr<Runtime> runtime_shared();
 uint64_t connection_epoch();
+/// Waits are numbered through all connections, under the GIL: `current` is the last one's number, `first`
+/// that of the first one of this connection.
+struct WaitPass {
+  uint64_t current, first;
+};
+extern WaitPass wait_pass;
 void adopt_runtime(std::unique_ptr<Runtime> runtime);
 const std::string& default_runtime_env();
 void set_job_json(const std::string& job_json);
@@ -71,10 +77,9 @@ PyObject* py_next_log_batch(PyObject*, PyObject* args);
 
 // --- refs (refs.cc) ---
 struct RefObject {
-  PyObject_HEAD Entry* entry;  ///< one handle; null for nil and stray refs
+  PyObject_HEAD uint64_t seen;  ///< the last wait() that saw it (wait_pass); 0: to be looked at closely
+  Entry* entry;                 ///< one handle; null for nil and stray refs
   uint64_t epoch;
-  uint32_t wait_mark;  ///< of the last wait() that saw it
-  bool alone;  ///< the only ref of its entry when it was made: two that are alone are never of one entry
   ObjectId id;
   PyObject* weakrefs;
 };

@@ -94,11 +94,18 @@ PyObject* fail_connect(const Error& error) {
   return nullptr;
 }
 
+void begin_epoch() {
+  ++epoch;
+  wait_pass.first = ++wait_pass.current;
+}
+
 constexpr const char* kForkedText =
     "this process was forked from one that is connected, and can neither use its connection nor make one: "
     "start it with the 'spawn' method of multiprocessing (arrays that were read before may still be read)";
 
 }  // namespace
+
+WaitPass wait_pass{0, 0};
 
 Runtime* runtime_or_null() { return current.get(); }
 std::shared_ptr<Runtime> runtime_shared() { return current; }
@@ -126,7 +133,7 @@ void set_job_json(const std::string& job_json) {
 }
 
 void adopt_runtime(std::unique_ptr<Runtime> runtime) {
-  ++epoch;
+  begin_epoch();
   nlohmann::json config = nlohmann::json::parse(runtime->welcome().config_json, nullptr, false);
   if (config.is_object() && config.contains("inline_limit_bytes") &&
       config["inline_limit_bytes"].is_number_unsigned())
@@ -261,7 +268,7 @@ PyObject* py_disconnect(PyObject*, PyObject*) {
   if (!current || current->in_forked_child()) Py_RETURN_NONE;
   previous = std::move(current);
   current.reset();
-  ++epoch;
+  begin_epoch();
   job_runtime_env.clear();
   {
     WithoutGil released;

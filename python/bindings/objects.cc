@@ -333,9 +333,9 @@ PyObject* py_get(PyObject*, PyObject* const* args, Py_ssize_t count) {
 namespace {
 
 bool names_one_twice(PyObject* list) {
-  boost::unordered_flat_set<Entry*> seen(static_cast<size_t>(PyList_GET_SIZE(list)));
+  boost::unordered_flat_set<Entry*> found(static_cast<size_t>(PyList_GET_SIZE(list)));
   for (Py_ssize_t i = 0; i < PyList_GET_SIZE(list); ++i)
-    if (!seen.insert(reinterpret_cast<RefObject*>(PyList_GET_ITEM(list, i))->entry).second) return true;
+    if (!found.insert(reinterpret_cast<RefObject*>(PyList_GET_ITEM(list, i))->entry).second) return true;
   return false;
 }
 
@@ -351,35 +351,51 @@ bool split_ready(PyObject* list, Py_ssize_t take, Object& done, Object& rest, Py
     PyErr_SetString(PyExc_RuntimeError, "the list of refs changed while wait ran");
     return false;
   }
-  // A number for this pass marks the refs that it has seen, under the GIL: this finds one that is there
-  // twice, and the look at their entries is needed only for what may be two refs of one object.
-  static uint32_t mark = 0;
-  if (++mark == 0) ++mark;
-  const uint32_t my_mark = mark;
-  const uint64_t epoch = connection_epoch();
-  const PyTypeObject* type = ref_type;
-  PyObject** ready = &PyList_GET_ITEM(done.get(), 0);
-  PyObject** other = &PyList_GET_ITEM(rest.get(), 0);
-  PyObject** const other_end = other + (size - take);
-  bool twice = false, alone = true;
-  taken = 0;
-  for (Py_ssize_t i = 0; i < size; ++i) {
-    PyObject* item = PyList_GET_ITEM(list, i);
-    if (Py_TYPE(item) != type) {
+  // All in locals, for the loops to keep them in registers: they run once for each ref of each wait.
+  const PyTypeObject* const type = ref_type;
+  const uint64_t pass = ++wait_pass.current, first = wait_pass.first, age = pass - first;
+  PyObject* const* const items = &PyList_GET_ITEM(list, 0);
+  bool twice = false;   // one ref object was met twice
+  bool shared = false;  // there are refs that may be of one object although they are two
+  // Nothing is special about a ref whose `seen` is of this connection and not of this pass.
+  auto plain = [type, first, age](PyObject* item) {
+    return Py_TYPE(item) == type && reinterpret_cast<RefObject*>(item)->seen - first < age;
+  };
+  auto look_closely = [&twice, &shared, pass](PyObject* item, Py_ssize_t i) {
+    if (!is_ref(item)) {
       PyErr_Format(PyExc_TypeError, "wait takes ObjectRefs; element %zd is a %s", i, Py_TYPE(item)->tp_name);
       return false;
     }
+    const bool again = reinterpret_cast<RefObject*>(item)->seen == pass;
+    (again ? twice : shared) = true;
+    return entry_of(item) != nullptr;
+  };
+  PyObject** ready = &PyList_GET_ITEM(done.get(), 0);
+  PyObject** other = &PyList_GET_ITEM(rest.get(), 0);
+  PyObject** const other_end = other + (size - take);
+  taken = 0;
+  Py_ssize_t i = 0;
+  for (; i < size && taken < take; ++i) {
+    PyObject* item = items[i];
     auto* ref = reinterpret_cast<RefObject*>(item);
-    if ((ref->epoch != epoch || ref->entry == nullptr) && entry_of(item) == nullptr) return false;
-    twice |= ref->wait_mark == my_mark;
-    alone &= ref->alone;
-    ref->wait_mark = my_mark;
-    if (taken < take && ref->entry->ready())
+    if (plain(item))
+      ref->seen = pass;
+    else if (!look_closely(item, i))
+      return false;
+    if (ref->entry->ready())
       ready[taken++] = Py_NewRef(item);
     else if (other != other_end)
       *other++ = Py_NewRef(item);
   }
-  if (twice || (!alone && names_one_twice(list))) {
+  for (; i < size; ++i) {
+    PyObject* item = items[i];
+    if (plain(item))
+      reinterpret_cast<RefObject*>(item)->seen = pass;
+    else if (!look_closely(item, i))
+      return false;
+    *other++ = Py_NewRef(item);
+  }
+  if (twice || (shared && names_one_twice(list))) {
     PyErr_SetString(PyExc_ValueError, "wait takes each ObjectRef once; the list holds one of them twice");
     return false;
   }
@@ -420,7 +436,7 @@ PyObject* py_wait(PyObject*, PyObject* const* args, Py_ssize_t count) {
         std::count_if(entries.begin(), entries.end(), [](Entry* entry) { return entry->ready(); });
     if (!split_ready(hold.get(), std::min<Py_ssize_t>(wanted, ready), done, rest, taken)) return nullptr;
   }
-  return Py_BuildValue("(NN)", done.release(), rest.release());
+  return PyTuple_Pack(2, done.get(), rest.get());
 }
 
 // --- callbacks -------------------------------------------------------------------------------

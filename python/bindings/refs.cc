@@ -19,6 +19,7 @@ RefObject* allocate(PyTypeObject* type) {
   new (&self->id) ObjectId();
   self->entry = nullptr;
   self->epoch = connection_epoch();
+  self->seen = 0;
   self->weakrefs = nullptr;
   return self;
 }
@@ -220,7 +221,8 @@ PyObject* new_ref(Entry* entry) {
     return nullptr;
   }
   self->entry = entry;
-  self->alone = entry->handles.load(std::memory_order_relaxed) <= 1;
+  // The only ref of its entry: two such are never of one entry, and need no close look to tell them apart.
+  if (entry->handles.load(std::memory_order_relaxed) <= 1) self->seen = wait_pass.current;
   self->id = entry->id;
   return reinterpret_cast<PyObject*>(self);
 }
