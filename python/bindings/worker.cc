@@ -23,7 +23,7 @@ TaskPtr main_task;           // what the main thread runs; guarded by main_task_
 std::mutex main_task_mutex;  // shared with the thread that delivers cancellations
 int exit_code = -1;          // set: the worker ends after the current task
 wire::Death exit_reason;     // told to the daemon then; both guarded by the GIL
-bool exit_waits = false;     // ... once nobody needs its objects any more
+bool exit_waits = false;     // ... once its daemon has what others need of it
 
 /// The actor that lives in this process.
 struct ActorState {
@@ -736,14 +736,6 @@ bool serve_asyncio(Runtime& runtime) {
   return static_cast<bool>(done);
 }
 
-/// Objects of this process that others still hold keep it alive for as long as they do.
-void wait_until_unneeded(Runtime& runtime) {
-  while (!runtime.should_exit() && runtime.owned_objects_in_use() != 0) {
-    WithoutGil released;
-    runtime.sleep_until_released();
-  }
-}
-
 }  // namespace
 
 /// JSON of the group that the current task or actor captures its children in; "" for none.
@@ -841,7 +833,11 @@ PyObject* py_run_worker(PyObject*, PyObject* args) {
       if (!start_threads("", actor.spec.max_concurrency - 1)) return nullptr;
     }
   }
-  if (exit_waits) wait_until_unneeded(*runtime);
+  if (exit_waits) {
+    WithoutGil released;
+    runtime->end_active();
+    runtime->leave(exit_reason.message);
+  }
   if (exit_code >= 0) runtime->request_exit(exit_reason);
   {
     WithoutGil released;

@@ -17,11 +17,12 @@ void NodeDaemon::claim_objects(Process& process, const wire::ClaimObjects& reque
 }
 
 void NodeDaemon::hand_over(Process& process, wire::HandOver request) {
-  if (!adopted_.hand_over(process.number, std::move(request.objects)))
+  const bool kept = adopted_.hand_over(process.number, std::move(request.objects));
+  if (!kept)
     warn("process " + std::to_string(process.pid) +
-         " ends, and not all of its small values are kept: those of ended processes take " +
+         " cannot hand over what it owns, and stays: the small values of ended processes take " +
          std::to_string(adopted_.inline_bytes()) + " bytes already");
-  if (request.call_id != 0) tell(process, wire::MessageType::kHandedOver, wire::HandedOver{request.call_id});
+  tell(process, wire::MessageType::kHandedOver, wire::HandedOver{request.call_id, kept});
   after_adoption();
 }
 

@@ -270,14 +270,16 @@ struct HoldObjects {
 struct UnholdObjects {
   std::vector<ObjectId> objects;
 };
-/// From a process that is about to end: what it owns and others hold. Answered with HandedOver if `call_id`
-/// is not 0.
+/// From a process that is about to end: what it owns and others hold, or a part of that. It remains the owner
+/// until it ends. Answered with HandedOver, which it awaits before it sends more.
 struct HandOver {
   uint64_t call_id{};
   std::vector<KeptObject> objects;
 };
+/// `kept` false: there is no room. The daemon then forgets all that this process has handed over.
 struct HandedOver {
   uint64_t call_id{};
+  bool kept{};
 };
 
 /// A worker has set up its environment, or could not. Only then does it count as started.

@@ -418,17 +418,19 @@ void Runtime::report_ready(std::string failure) {
   flush();
 }
 
-void Runtime::request_exit(wire::Death reason) {
-  std::lock_guard lock(mutex_);
+void Runtime::begin_exit(wire::Death reason) {
   exit_reason_ = std::move(reason);
   exiting_.store(true, std::memory_order_release);
   for (auto& [group, ready] : run_ready_) ready.notify_all();
+  credit_word_.fetch_add(1);
+  rpc::futex_wake_all(credit_word_);
+  leaving_changed_.notify_all();
   poke_event_fd(event_fd_);
 }
 
-void Runtime::sleep_until_released() {
-  std::unique_lock lock(mutex_);
-  released_.wait_for(lock, std::chrono::milliseconds(200));
+void Runtime::request_exit(wire::Death reason) {
+  std::lock_guard lock(mutex_);
+  begin_exit(std::move(reason));
 }
 
 wire::Death Runtime::exit_reason() {

@@ -421,7 +421,6 @@ void Runtime::dispatch(Peer* from, uint16_t type, std::span<const uint8_t> body)
     case RecordType::kReleaseRef: {
       auto message = reader.get<wire::RefMessage>();
       if (reader.ok()) objects_.take_back(message.object, from, message.count);
-      released_.notify_all();
       return;
     }
     case RecordType::kPinsReleased: {
@@ -495,7 +494,6 @@ void Runtime::dispatch_daemon(uint16_t type, std::span<const uint8_t> body) {
     case MessageType::kUnholdObjects:
       if (auto held = wire::decode<wire::UnholdObjects>(body))
         for (const ObjectId& id : held->objects) objects_.take_back(id, &daemon_, 1);
-      released_.notify_all();
       return;
     case MessageType::kControlReply:
       if (auto reply = wire::decode<wire::ControlReply>(body)) {
@@ -541,21 +539,11 @@ void Runtime::dispatch_daemon(uint16_t type, std::span<const uint8_t> body) {
     case MessageType::kExit:
       if (auto exit = wire::decode<wire::Exit>(body)) {
         if (exit->force) _exit(exit->reason.exit_code);
-        if (exit->reason.kind == wire::DeathKind::kIntended && !hosts_actor_ && objects_.owns_any()) {
-          // Asked to go for being idle; but others hold what it owns.
-          send_daemon_body(static_cast<uint16_t>(MessageType::kExitDeclined), {});
-          return;
-        }
-        exit_reason_ = exit->reason;
-        exiting_.store(true, std::memory_order_release);
-        for (auto& [group, ready] : run_ready_) ready.notify_all();
-        credit_word_.fetch_add(1);
-        rpc::futex_wake_all(credit_word_);
-        if (event_fd_ >= 0) {
-          uint64_t one = 1;
-          [[maybe_unused]] ssize_t n = write(event_fd_, &one, sizeof one);
-        }
+        asked_to_leave(*exit);
       }
+      return;
+    case MessageType::kHandedOver:
+      if (auto answer = wire::decode<wire::HandedOver>(body)) handed_over(*answer);
       return;
     case MessageType::kStoreSpaceReply:
       if (auto reply = wire::decode<wire::StoreSpaceReply>(body)) {
@@ -625,6 +613,7 @@ void Runtime::send_daemon_body(uint16_t type, const std::string& body) {
 }
 
 void Runtime::flush() {
+  leave_step();
   while (!self_records_.empty() || !heir_requests_.empty()) {
     send_heir_requests();
     if (self_records_.empty()) continue;

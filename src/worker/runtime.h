@@ -221,9 +221,9 @@ class Runtime final : private OwnershipEffects {
   void report_ready(std::string failure);
   void request_exit(wire::Death reason);
   void set_source(std::string_view name);
-  size_t owned_objects_in_use();
-  /// Sleeps a while, or until objects were given back.
-  void sleep_until_released();
+  /// Returns when the process may end (or must): the daemon has what others hold of it, and nothing that
+  /// only it can do is due. May take long; `why` goes into what is printed if it stays meanwhile.
+  void leave(const std::string& why);
   /// Calls keep their group's name although no thread serves it apart (an event loop sorts them).
   void keep_groups() { keep_groups_ = true; }
   void begin_active() { mailbox_->begin_active(); }
@@ -343,6 +343,14 @@ class Runtime final : private OwnershipEffects {
   void abandon_stored(const ObjectId& id);
   void export_contained(const std::vector<Entry*>& contained, Peer* to, uint64_t token);
 
+  // leaving (leave.cc)
+  bool may_hand_over() const;
+  void leave_step();
+  void handed_over(const wire::HandedOver& answer);
+  void asked_to_leave(const wire::Exit& exit);
+  void stay();
+  void begin_exit(wire::Death reason);
+
   // OwnershipEffects
   void register_ref(Peer* owner, const ObjectId& id, uint32_t count) override;
   void release_ref(Peer* owner, const ObjectId& id, uint32_t count) override;
@@ -419,7 +427,18 @@ class Runtime final : private OwnershipEffects {
   std::atomic<int> event_fd_{-1};
   std::atomic<Clock::time_point> looked_until_{};  ///< the event loop sleeps since; zero: it does not
   std::atomic<bool> keep_groups_{false};
-  std::condition_variable released_;
+  /// What others hold keeps this process until its daemon has it.
+  enum class Leaving : uint8_t {
+    kNo,
+    kWanted,   ///< something is due that only it can do
+    kOffered,  ///< a HandOver awaits its answer
+    kRefused,  ///< the daemon has no room
+    kMay,
+  };
+  Leaving leaving_ = Leaving::kNo;
+  std::optional<wire::Death> leaving_idle_;  ///< the daemon asked, and takes a no
+  uint64_t hand_over_call_ = 0;
+  std::condition_variable leaving_changed_;
   std::vector<Waiter*> any_waiters_;  // wait for one of many: woken by every object
   uint32_t max_concurrency_ = 1;
   uint64_t actor_incarnation_ = 0;

@@ -498,11 +498,4 @@ Entry* Runtime::find_or_lost(const ObjectId& id) {
   return entry;
 }
 
-size_t Runtime::owned_objects_in_use() {
-  std::lock_guard lock(mutex_);
-  size_t count = 0;
-  objects_.for_each([&](const Entry& entry) { count += entry.owner == nullptr; });
-  return count;
-}
-
 }  // namespace skate::worker

@@ -2,6 +2,8 @@
 
 #include <unordered_set>
 
+#include "base/assert.h"
+
 namespace skate::node {
 
 namespace {
@@ -34,6 +36,11 @@ bool AdoptedObjects::sequences_free(uint64_t first_sequence) const {
   return next == by_sequence_.end() || next->first >= first_sequence + wire::kSequencesMax;
 }
 
+bool AdoptedObjects::held(ProcessNumber holder, const ObjectId& id) const {
+  auto found = held_by_.find(holder);
+  return found != held_by_.end() && found->second.contains(id);
+}
+
 std::optional<WorkerId> AdoptedObjects::owner_of(const ObjectId& id) const {
   const TaskId task = id.task();
   if (task.actor().is_nil()) {
@@ -63,17 +70,19 @@ AdoptedObjects::Object& AdoptedObjects::insert(wire::KeptObject what, const Work
   return object;
 }
 
-/// What the object contains is kept with it. `giver`, the living process that gave it, is not told to hold
-/// what it owns itself: that comes with its end.
+/// What the object contains is kept with it, by its owner while that lives: also what it has handed over.
+/// `giver`, the living process that gave the object, is not told to hold what it owns itself: it does until
+/// its end.
 void AdoptedObjects::bind(Object& object, ProcessNumber giver) {
   for (const auto& [id, owner] : object.what.contained) {
-    if (Object* inner = find(id)) {
+    auto known = known_.find(owner.worker);
+    if (known == known_.end() || !known->second.alive) {
+      Object* inner = find(id);
+      if (inner == nullptr) continue;  // lost with its owner
       ++inner->inside;
       object.inner.push_back({id, 0});
       continue;
     }
-    auto known = known_.find(owner.worker);
-    if (known == known_.end() || !known->second.alive) continue;  // lost with its owner
     const ProcessNumber number = known->second.number;
     ++held_from_[number][id];
     object.inner.push_back({id, number});
@@ -84,21 +93,32 @@ void AdoptedObjects::bind(Object& object, ProcessNumber giver) {
 bool AdoptedObjects::hand_over(ProcessNumber from, std::vector<wire::KeptObject> objects) {
   auto giver = living_.find(from);
   if (giver == living_.end()) return true;
-  bool all = true;
   std::vector<ObjectId> fresh;
   for (wire::KeptObject& what : objects) {
     const ObjectId id = what.id;
     if (objects_.contains(id) || owner_of(id) != giver->second) continue;
     if (what.stored) what.value.clear();
     if (inline_bytes_ + what.value.size() > kInlineBytesMax) {
-      all = false;
-      continue;
+      withdraw(from);
+      return false;
     }
     insert(std::move(what), giver->second);
-    fresh.push_back(id);
+    bind(*find(id), from);
   }
-  for (const ObjectId& id : fresh) bind(*find(id), from);
-  return all;
+  return true;
+}
+
+/// Its giver keeps what it had handed over. Nobody has claimed any of it, and nothing here keeps it: that is
+/// its living owner's.
+void AdoptedObjects::withdraw(ProcessNumber giver) {
+  std::erase_if(objects_, [&](const auto& one) {
+    const Object& object = one.second;
+    if (object.owner != living_.at(giver)) return false;
+    SKATE_ASSERT(object.inside == 0 && object.holders.empty(), "a living process's object was adopted");
+    inline_bytes_ -= object.what.value.size();
+    for (const Inner& inner : object.inner) unhold(inner, giver);
+    return true;
+  });
 }
 
 void AdoptedObjects::process_ended(ProcessNumber number, const std::set<ProcessNumber>& linked,
@@ -209,6 +229,17 @@ void AdoptedObjects::settle(const WorkerId& owner) {
   for (const ObjectId& id : its) settle_if_needless(id);
 }
 
+/// False: it is not of a living owner. `giver` is not told, as it was not in `bind`.
+bool AdoptedObjects::unhold(const Inner& inner, ProcessNumber giver) {
+  auto held = held_from_.find(inner.held_from);
+  if (held == held_from_.end()) return false;
+  auto count = held->second.find(inner.id);
+  if (inner.held_from != giver) effects_.unhold(inner.held_from, inner.id);
+  if (--count->second == 0) held->second.erase(count);
+  if (held->second.empty()) held_from_.erase(held);
+  return true;
+}
+
 /// Frees the object if nothing needs it, and then maybe what it contains: a loop, not recursion.
 void AdoptedObjects::settle_if_needless(const ObjectId& first) {
   std::vector<ObjectId> stack{first};
@@ -224,13 +255,8 @@ void AdoptedObjects::settle_if_needless(const ObjectId& first) {
     if (object.what.stored) effects_.erase_stored(id);
     objects_.erase(found);
     for (const Inner& one : inner) {
-      auto held = held_from_.find(one.held_from);
-      if (held != held_from_.end()) {
-        auto count = held->second.find(one.id);
-        effects_.unhold(one.held_from, one.id);
-        if (--count->second == 0) held->second.erase(count);
-        if (held->second.empty()) held_from_.erase(held);
-      } else if (Object* kept = find(one.id)) {
+      if (unhold(one, 0)) continue;
+      if (Object* kept = find(one.id)) {
         --kept->inside;
         stack.push_back(one.id);
       }

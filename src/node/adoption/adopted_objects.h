@@ -44,7 +44,8 @@ class AdoptedObjects {
   /// Whether these are nobody's yet, so that an id tells its owner.
   bool sequences_free(uint64_t first_sequence) const;
 
-  /// `from` is about to end and gives these away. Inline values beyond kInlineBytesMax are not kept: false.
+  /// `from` is about to end and gives these away. False: with these, inline values would take more than
+  /// kInlineBytesMax; then nothing that it gave is kept.
   bool hand_over(ProcessNumber from, std::vector<wire::KeptObject> objects);
   /// `linked`: who may hold something of it, and will say so. `stored`: what the store has of it.
   /// To be called before anybody is told.
@@ -56,6 +57,7 @@ class AdoptedObjects {
   /// The process, living or not, that made this id. Nothing: not of this node, or ended long ago.
   std::optional<WorkerId> owner_of(const ObjectId& id) const;
   bool adopted(const ObjectId& id) const { return objects_.contains(id); }
+  bool held(ProcessNumber holder, const ObjectId& id) const;
   /// Whether `id` is in the store for nobody: its owner has ended, all have claimed, nobody claimed it.
   bool is_stray(const ObjectId& id) const;
   /// True once after an owner's objects were settled: time to look for strays (results that were finished
@@ -90,6 +92,8 @@ class AdoptedObjects {
   Object* find(const ObjectId& id);
   Object& insert(wire::KeptObject what, const WorkerId& owner);
   void bind(Object& object, ProcessNumber giver);
+  void withdraw(ProcessNumber giver);
+  bool unhold(const Inner& inner, ProcessNumber giver);
   void settle(const WorkerId& owner);
   void settle_if_needless(const ObjectId& id);
   void collect();

@@ -230,6 +230,59 @@ TEST_F(AdoptedObjectsTest, InlineValuesAreBounded) {
   EXPECT_EQ(adopted.size(), 1u);
 }
 
+TEST_F(AdoptedObjectsTest, WhatDoesNotFitIsRefusedWhole) {
+  ObjectId stored_one = stored(2, 3);
+  wire::KeptObject outer = value(2, 1, "outer");
+  outer.contained = {{stored_one, address(2)}, {object(3, 1), address(3)}};
+  EXPECT_TRUE(adopted.hand_over(2, {outer, store[stored_one]}));
+  EXPECT_TRUE(adopted.hand_over(1, {value(1, 1, std::string(AdoptedObjects::kInlineBytesMax - 9, 'x'))}));
+  EXPECT_FALSE(adopted.hand_over(2, {value(2, 4, "12345")})) << "one byte too much";
+  EXPECT_EQ(adopted.size(), 1u);
+  const std::pair<ProcessNumber, ObjectId> inner{3, object(3, 1)};
+  EXPECT_THAT(held, ElementsAre(inner));
+  EXPECT_THAT(unheld, ElementsAre(inner));
+  EXPECT_THAT(erased, IsEmpty()) << "its owner lives";
+  EXPECT_TRUE(adopted.hand_over(2, {outer, store[stored_one]})) << "there is room for these";
+  end(2, {3});
+  EXPECT_THAT(claim(3, 2, {outer.id}).lost, IsEmpty());
+  EXPECT_EQ(adopted.size(), 3u);
+}
+
+TEST_F(AdoptedObjectsTest, AHandOverThatComesTwiceIsOne) {
+  wire::KeptObject outer = value(1, 1, "outer");
+  outer.contained = {{object(3, 1), address(3)}};
+  EXPECT_TRUE(adopted.hand_over(1, {outer}));
+  EXPECT_TRUE(adopted.hand_over(1, {outer}));
+  EXPECT_EQ(held.size(), 1u);
+  end(1, {2});
+  EXPECT_TRUE(adopted.hand_over(1, {value(1, 2, "too late")}));
+  claim(2, 1, {outer.id});
+  adopted.release(2, {outer.id});
+  EXPECT_EQ(unheld.size(), 1u);
+  EXPECT_EQ(adopted.size(), 0u);
+}
+
+TEST_F(AdoptedObjectsTest, WhatALivingProcessHasHandedOverIsStillHeldFromIt) {
+  EXPECT_TRUE(adopted.hand_over(1, {value(1, 1, "inner")}));
+  ObjectId outer = stored(2, 1, {{1, 1}});
+  end(2, {3});
+  EXPECT_THAT(held, ElementsAre(std::pair<ProcessNumber, ObjectId>{1, object(1, 1)}))
+      << "it may yet be refused, or the rest of its hand-over";
+  claim(3, 2, {outer});
+  end(1, {});
+  EXPECT_EQ(adopted.size(), 2u);
+  adopted.release(3, {outer});
+  EXPECT_EQ(adopted.size(), 0u);
+}
+
+TEST_F(AdoptedObjectsTest, AHandOverIsNotLostWhenItsGiverIsKilled) {
+  EXPECT_TRUE(adopted.hand_over(1, {value(1, 1, "given")}));
+  ObjectId not_yet = stored(1, 2);
+  end(1, {2});
+  EXPECT_THAT(claim(2, 1, {object(1, 1), not_yet, object(1, 3)}).lost, ElementsAre(object(1, 3)))
+      << "neither given nor stored";
+}
+
 TEST_F(AdoptedObjectsTest, AnIdTellsItsOwner) {
   ActorId actor = ActorId::make(JobId{});
   EXPECT_EQ(adopted.owner_of(object(2, 5)), worker(2));

@@ -1,5 +1,7 @@
 #include "worker/ownership/object_table.h"
 
+#include <algorithm>
+
 #include "base/assert.h"
 
 namespace skate::worker {
@@ -95,10 +97,11 @@ uint32_t ObjectTable::granted_to(const Entry* entry, Peer* borrower) const {
   return held == of_peer->second.end() ? 0 : held->second;
 }
 
-/// A value that is here outlives its owner; all else is kept by whoever owns it.
+/// A value that is here outlives its owner; all else is kept by whoever owns it. So is a value with refs
+/// inside: they are safe as long as it is, until their owners know of this process.
 bool ObjectTable::needs_owner(const Entry* entry) const {
   return entry->owner != nullptr &&
-         !(dead_.contains(entry->owner) && entry->state.load() == ObjectState::kInline);
+         !(dead_.contains(entry->owner) && entry->state.load() == ObjectState::kInline && !entry->contained);
 }
 
 ObjectTable::Registering& ObjectTable::register_anew(Entry* entry) {
@@ -162,6 +165,54 @@ void ObjectTable::contain(Entry* outer, std::vector<Entry*> inner) {
   for (Entry* entry : inner) ++entry->pins;
   if (!outer->contained) outer->contained = std::make_unique<std::vector<Entry*>>();
   outer->contained->insert(outer->contained->end(), inner.begin(), inner.end());
+}
+
+bool ObjectTable::may_give() const {
+  if (!registering_.empty()) return false;
+  return std::none_of(entries_.begin(), entries_.end(), [](const auto& one) {
+    return one.second->owner == nullptr && one.second->keeps_actor;
+  });
+}
+
+bool ObjectTable::granted_any() const {
+  return std::any_of(granted_.begin(), granted_.end(), [](const auto& of) { return !of.second.empty(); });
+}
+
+std::vector<Entry*> ObjectTable::give(uint64_t bytes_max, size_t count_max) {
+  std::vector<Entry*> given, stack;
+  uint64_t bytes = 0;
+  auto take = [&](Entry* entry) {
+    if (entry->owner != nullptr || entry->given || !entry->ready()) return;
+    entry->given = true;
+    ++entry->pins;
+    given.push_back(entry);
+    if (entry->value) bytes += entry->value->size();
+  };
+  // What was given before may contain what was left out then: its bounds were reached.
+  boost::unordered_flat_set<Entry*> seen;
+  for (const auto& [peer, held] : granted_)
+    for (const auto& [id, count] : held)
+      if (Entry* entry = find(id); seen.insert(entry).second) stack.push_back(entry);
+  while (!stack.empty() && bytes < bytes_max && given.size() < count_max) {
+    Entry* entry = stack.back();
+    stack.pop_back();
+    take(entry);
+    if (!entry->contained) continue;
+    for (Entry* inner : *entry->contained)
+      if (inner->owner == nullptr && seen.insert(inner).second) stack.push_back(inner);
+  }
+  return given;
+}
+
+void ObjectTable::take_home() {
+  std::vector<ObjectId> given;
+  for (const auto& [id, entry] : entries_)
+    if (entry->given) given.push_back(id);
+  for (const ObjectId& id : given) {
+    Entry* entry = find(id);
+    entry->given = false;
+    unpin(entry);
+  }
 }
 
 void ObjectTable::peer_died(Peer* peer) {

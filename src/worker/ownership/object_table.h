@@ -17,7 +17,14 @@
 //   death of a borrower         all its grants are void.
 //   death of an owner           whoever holds something of it registers that anew, with the owner's heir: the
 //                               daemon of its node, to which the effects send what is for the dead. What the
-//                               heir does not have is lost; a value that is here needs no owner.
+//                               heir does not have is lost; a value that is here and has no refs inside
+//                               needs no owner.
+//   hand-over                   a death of which the heir has the inventory beforehand. The owner gives its
+//                               heir what others hold, and what that contains; once all is confirmed, it
+//                               ends, and the rest is as in any death. Until then it is the owner and
+//                               answers as ever, but frees nothing that it gave. It may begin only when
+//                               every ref that it holds of others is known to their owners, and when nothing
+//                               that it alone can finish is due (`may_give`).
 //
 // Messages of a pair of processes keep their order, so a registration sent before a completion to the same
 // process needs no acknowledgement. An owned object goes when nothing holds it: no handle, no pin, no grant.
@@ -56,6 +63,7 @@ struct Entry {
   bool asked = false;           ///< GetObject is under way
   bool in_local_store = false;  ///< this process must erase it from the store at the end (owned)
   bool keeps_actor = false;     ///< the handle count of an actor; end of it ends the actor
+  bool given = false;           ///< handed over (owned): pinned until this process ends
   uint64_t size_bytes = 0;
   BlobPtr value;
   TaskRecord* task = nullptr;                      ///< makes it, while that is to come
@@ -102,12 +110,6 @@ class ObjectTable {
   /// The entry of a ref that came from elsewhere: `owner` null means this process (then it must exist).
   Entry* intern(const ObjectId& id, Peer* owner);
   size_t size() const { return entries_.size(); }
-  /// Whether this process owns an object that anybody holds.
-  bool owns_any() const {
-    for (const auto& [id, entry] : entries_)
-      if (entry->owner == nullptr) return true;
-    return false;
-  }
   template <class F>
   void for_each(F&& visit) {
     for (auto& [id, entry] : entries_) visit(*entry);
@@ -143,6 +145,17 @@ class ObjectTable {
 
   /// Keeps `inner` alive as long as `outer` lives.
   void contain(Entry* outer, std::vector<Entry*> inner);
+
+  /// Whether the heir could take this process's place: no registration of its own is unanswered, and no
+  /// actor's life hangs on its counts. (Its tasks and their results are the caller's to know.)
+  bool may_give() const;
+  /// This process will end. What others hold of it, what that contains, and was not given yet: about
+  /// `bytes_max` of values, `count_max` objects at most. Each is pinned, so that only the heir frees it.
+  std::vector<Entry*> give(uint64_t bytes_max, size_t count_max);
+  /// The heir refused: all is as if nothing had been given.
+  void take_home();
+  /// Whether anybody else holds an object of this process's.
+  bool granted_any() const;
 
   /// All grants of a dead process are void; what it owned and is not here by value is registered anew.
   void peer_died(Peer* peer);

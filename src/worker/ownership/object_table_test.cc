@@ -2,6 +2,7 @@
 // in arguments, results and objects, drop them and die, with messages that overtake each other between pairs.
 #include "worker/ownership/object_table.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -290,6 +291,19 @@ TEST_F(ObjectTableTest, AValueThatIsHereNeedsNoOwner) {
   EXPECT_TRUE(effects.sent.empty());
 }
 
+TEST_F(ObjectTableTest, AValueWithRefsInsideIsKeptByTheHeir) {
+  Entry* outer = borrowed(1);
+  Entry* inner = table.intern(numbered(2, 1), &third);
+  const ObjectId id = outer->id;
+  outer->handles = 1;
+  table.received_grant(inner, 1);
+  table.contain(outer, {inner});
+  outer->state = ObjectState::kInline;
+  table.peer_died(&owner);
+  EXPECT_EQ(effects.take(), (std::vector<Sent>{{"register", &owner, id, 1}}))
+      << "the owner of what is inside may not have heard of this process";
+}
+
 TEST_F(ObjectTableTest, WhoWaitsForAValueThatIsHereMovesOnWhenItsOwnerDies) {
   Entry* entry = borrowed(1);
   entry->handles = 1;
@@ -332,6 +346,79 @@ TEST_F(ObjectTableTest, AnOwnersDeathKeepsTheOuterObjectUntilTheHeirHasTheInner)
   table.registered(outer->id);
   table.registered(inner->id);
   EXPECT_EQ(table.size(), 1u);
+}
+
+TEST_F(ObjectTableTest, WhatOthersHoldAndWhatItContainsIsGivenOnce) {
+  Entry* outer = own(1);
+  Entry* inner = own(2);
+  Entry* alone = own(3);
+  Entry* foreign = borrowed(4);
+  for (Entry* entry : {outer, inner, alone}) entry->state = ObjectState::kInline;
+  alone->handles = 1;
+  table.received_grant(foreign, 1);
+  table.contain(outer, {inner, foreign});
+  EXPECT_FALSE(table.granted_any());
+  table.grant(outer, &other, 1);
+  EXPECT_TRUE(table.granted_any());
+  EXPECT_THAT(table.give(~uint64_t{0}, 10), testing::UnorderedElementsAre(outer, inner));
+  EXPECT_TRUE(table.give(~uint64_t{0}, 10).empty());
+  EXPECT_TRUE(table.take_back(outer->id, &other, 1));
+  EXPECT_FALSE(table.granted_any());
+  EXPECT_TRUE(effects.take().empty()) << "what was given is the heir's to free";
+  EXPECT_EQ(table.size(), 4u);
+  table.take_home();
+  EXPECT_EQ(effects.take().size(), 1u) << "the foreign ref was let go";
+  EXPECT_EQ(table.size(), 1u);
+}
+
+TEST_F(ObjectTableTest, WhatIsGivenInPartsIsGivenWhole) {
+  constexpr uint32_t kCount = 20;
+  Entry* inner = nullptr;
+  for (uint32_t i = 0; i < kCount; ++i) {
+    Entry* outer = own(i);
+    outer->state = ObjectState::kStored;
+    outer->in_local_store = true;
+    if (inner != nullptr) table.contain(outer, {inner});
+    inner = outer;
+  }
+  table.grant(inner, &other, 1);
+  std::set<Entry*> given;
+  for (int part = 0; part < 7; ++part)
+    for (Entry* entry : table.give(~uint64_t{0}, 3)) EXPECT_TRUE(given.insert(entry).second);
+  EXPECT_EQ(given.size(), kCount);
+  EXPECT_TRUE(table.give(~uint64_t{0}, 3).empty());
+  table.peer_died(&other);
+  EXPECT_TRUE(effects.take().empty());
+  table.take_home();
+  EXPECT_EQ(effects.take().size(), kCount) << "each is erased once";
+  EXPECT_EQ(table.size(), 0u);
+}
+
+TEST_F(ObjectTableTest, AGivenObjectServesUntilTheEnd) {
+  Entry* entry = own(1);
+  entry->state = ObjectState::kInline;
+  table.grant(entry, &other, 1);
+  EXPECT_EQ(table.give(1, 1).size(), 1u);
+  table.grant(entry, &third, 1);
+  EXPECT_TRUE(table.take_back(entry->id, &other, 1));
+  table.take_home();
+  EXPECT_EQ(table.granted_to(entry, &third), 1u) << "who came meanwhile holds it";
+  EXPECT_TRUE(table.take_back(entry->id, &third, 1));
+  EXPECT_EQ(table.size(), 0u);
+}
+
+TEST_F(ObjectTableTest, NothingIsGivenWhileItsOwnHoldsAreNotKnownOrActorsHangOnIt) {
+  Entry* entry = borrowed(1);
+  EXPECT_TRUE(table.may_give());
+  EXPECT_FALSE(table.register_then({entry}, &other, taken(&other, 7)));
+  EXPECT_FALSE(table.may_give()) << "its owner may not have heard of it";
+  table.registered(entry->id);
+  EXPECT_TRUE(table.may_give());
+  Entry* actor = own(2);
+  actor->keeps_actor = true;
+  EXPECT_FALSE(table.may_give());
+  table.settle(actor);
+  EXPECT_TRUE(table.may_give());
 }
 
 // --- all of it at once -----------------------------------------------------------------------
