@@ -176,6 +176,7 @@ PyObject* py_connect(PyObject*, PyObject* config) {
       if (geteuid() != 0) options.session_base += "-" + std::to_string(geteuid());
     }
     if (!node_arguments(config, options.node_arguments)) return nullptr;
+    options.send_twice = PyDict_GetItemString(config, "send_twice") == Py_True;
     Error failure;
     bool failed = false;
     {

@@ -232,6 +232,7 @@ int yield_item(Runtime& runtime, const TaskPtr& task, PyObject* item) {
     if (PyErr_CheckSignals() != 0) return -1;
     if (task->cancelled.load() || runtime.should_exit()) return 0;
   }
+  if (runtime.skip_item(*task)) return 1;
   OutgoingValue value;
   ObjectId id = runtime.item_id(*task);
   if (!to_blob(runtime, item, value, &id)) return -1;
@@ -649,6 +650,7 @@ PyObject* async_yield_value(PyObject*, PyObject* args) {
   AsyncCallObject* call = call_argument(call_object);
   Runtime* runtime = require_runtime();
   if (call == nullptr || runtime == nullptr) return nullptr;
+  if (runtime->skip_item(*call->task)) Py_RETURN_NONE;
   OutgoingValue item;
   ObjectId id = runtime->item_id(*call->task);
   if (!to_blob(*runtime, value, item, &id)) return nullptr;

@@ -230,9 +230,13 @@ _PRIVATE_REFUSED = {
 
 
 def _private_options(kwargs: dict[str, Any]) -> dict[str, Any]:
-    system = kwargs.pop("_system_config", None) or {}
+    system = dict(kwargs.pop("_system_config", None) or {})
     spill_dir = kwargs.pop("object_spilling_directory", None)
-    inline_limit = system.pop("max_direct_call_object_size", None) if system else None
+    inline_limit = system.pop("max_direct_call_object_size", None)
+    # For tests: what may be repeated between the daemons is sent twice, as after a loss.
+    send_twice = system.pop("rpc_send_twice", False)
+    if not isinstance(send_twice, bool):
+        raise ValueError(f"rpc_send_twice is True or False, not {send_twice!r}")
     if "object_spilling_config" in system:
         spill_dir = _spill_dir(system.pop("object_spilling_config"), spill_dir)
     if inline_limit is not None and (not isinstance(inline_limit, int) or inline_limit < 0):
@@ -244,6 +248,7 @@ def _private_options(kwargs: dict[str, Any]) -> dict[str, Any]:
         "memory": kwargs.pop("_memory", None),
         "node_name": kwargs.pop("_node_name", None),
         "inline_limit_bytes": inline_limit,
+        "send_twice": send_twice,
         "spill_dir": spill_dir,
     }
     node_ip = kwargs.pop("_node_ip_address", None)

@@ -71,10 +71,10 @@ def connect(config: dict[str, Any]) -> ConnectResult:
     None), resources (dict[str, float]), labels (dict[str, str]), object_store_memory, memory (bytes or
     None), namespace (str), session_dir_base (str or None), python_executable, script_dir, cwd (str),
     sys_path (list[str]), log_to_driver (bool), runtime_env (JSON, "" for none), job_metadata
-    (dict[str, str]), node_name (str or None), inline_limit_bytes (int or None), spill_dir (str or
-    None), preload_modules (list[str]), logging_config (JSON, "" for none), prepare (None, or called with
-    the session directory after it exists and before the job is made known: it copies what runtime_env
-    names there).
+    (dict[str, str]), node_name (str or None), inline_limit_bytes (int or None), send_twice (bool),
+    spill_dir (str or None), preload_modules (list[str]), logging_config (JSON, "" for none), prepare
+    (None, or called with the session directory after it exists and before the job is made known: it
+    copies what runtime_env names there).
     Raises ConnectionError when no cluster answers at the address.
     """
 

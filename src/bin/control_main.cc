@@ -49,7 +49,7 @@ struct SessionDirectory {
 int control_main(int argc, char** argv) {
   std::string session_dir, listen, storage = "memory", key_file, config = "{}";
   int watch_pid = 0, ready_fd = -1;
-  bool is_private = false;
+  bool is_private = false, send_twice = false;
   int64_t node_grace_ms = 10'000;
   CLI::App app{"The control service: nodes, jobs, actors, names and settings of a cluster", "skated control"};
   app.add_option("--session-dir", session_dir, "Directory of this session; created with mode 0700")
@@ -64,6 +64,7 @@ int control_main(int argc, char** argv) {
   app.add_option("--ready-fd", ready_fd,
                  "Descriptor to which the address is written when the service is ready");
   app.add_option("--config", config, "Settings of the cluster, as JSON, handed to every node");
+  app.add_flag("--send-twice", send_twice, "For tests: commands to nodes go out twice");
   app.add_option("--node-grace-ms", node_grace_ms, "A node out of contact for so long is dead")
       ->check(CLI::PositiveNumber);
   try {
@@ -106,6 +107,7 @@ int control_main(int argc, char** argv) {
                                   .config_json = config,
                                   .sqlite_path = storage == "memory" ? std::string() : storage.substr(7),
                                   .node_grace_ms = node_grace_ms,
+                                  .send_twice = send_twice,
                                   .watch_pid = watch_pid,
                                   .ready_fd = ready_fd,
                                   .log = [logger](const std::string& line) { logger->info("{}", line); }};

@@ -93,6 +93,8 @@ int node_main(int argc, char** argv) {
   app.add_option("--preload", preload, "Further modules of the fork server, as a JSON list");
   app.add_option("--config", options.config_json,
                  "Settings of the cluster, as JSON, handed to every process");
+  app.add_flag("--send-twice", options.send_twice,
+               "For tests: requests to the control service that may be repeated go out twice");
   app.add_flag("--head", options.is_head, "This is the cluster's first node");
   try {
     app.parse(argc, argv);

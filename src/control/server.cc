@@ -14,6 +14,15 @@
 
 namespace skate::control {
 
+namespace {
+
+/// Notices and what is published reach a node at most once; the rest is repeated when it registers again.
+bool is_told_again(wire::NodeCommand command) {
+  return command != wire::NodeCommand::kPublish && command != wire::NodeCommand::kNotice;
+}
+
+}  // namespace
+
 class ControlService::Impl final : public rpc::Service {
  public:
   Impl(rt::Loop& loop, rt::Network& network, Storage& storage, const ControlOptions& options)
@@ -21,6 +30,7 @@ class ControlService::Impl final : public rpc::Service {
         network_(network),
         storage_(storage),
         log_(options.log ? options.log : [](const std::string&) {}),
+        send_twice_(options.send_twice),
         core_({options.session_name, options.config_json, options.release, options.node_grace_ms}),
         committer_(loop, storage, log_),
         tick_(loop, [this] { tick(); }),
@@ -134,7 +144,10 @@ class ControlService::Impl final : public rpc::Service {
       sending_.pop_front();
       const auto peer = peers_.find(message.node);
       // A node that is out of contact is told again when it registers.
-      if (peer != peers_.end()) peer->second->notify(static_cast<uint16_t>(message.command), message.body);
+      if (peer == peers_.end()) continue;
+      const auto topic = static_cast<uint16_t>(message.command);
+      peer->second->notify(topic, message.body);
+      if (send_twice_ && is_told_again(message.command)) peer->second->notify(topic, message.body);
     }
     if (!sending_.empty()) unsent_.wake_all();
   }
@@ -166,6 +179,7 @@ class ControlService::Impl final : public rpc::Service {
   rt::Network& network_;
   Storage& storage_;
   std::function<void(std::string)> log_;
+  const bool send_twice_;
   ControlCore core_;
   Committer committer_;
   std::map<NodeId, std::shared_ptr<rpc::Peer>> peers_;

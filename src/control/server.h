@@ -28,6 +28,7 @@ struct ControlOptions {
   std::string config_json{};
   std::string sqlite_path{};  ///< empty: tables in memory
   int64_t node_grace_ms = 10'000;
+  bool send_twice = false;     ///< for tests: commands to nodes go out twice
   int32_t watch_pid = 0;       ///< ends when this process does; 0: none
   int ready_fd = -1;           ///< gets the bound address and a newline, then is closed
   bool handle_signals = true;  ///< SIGTERM and SIGINT end run()

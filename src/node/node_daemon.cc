@@ -121,6 +121,7 @@ Result<void> NodeDaemon::start() {
       .key = std::move(key),
       .release = wire::kVersion,
       .limits = {},
+      .send_twice = options_.send_twice,
       .greet = [this](rpc::Client* control) { return greet_control(control); },
       .on_notify = [this](uint16_t topic, std::string body) { on_command(topic, std::move(body)); },
       .on_state =

@@ -27,7 +27,8 @@ struct NodeOptions {
   std::map<std::string, std::string> labels;
   uint64_t object_store_bytes = 0;  ///< zero: 30 % of what is available
   bool is_head = false;
-  int watch_pid = 0;  ///< ends with this process, and takes the session directory with it
+  bool send_twice = false;  ///< for tests: rpc::ClientOptions::send_twice towards control
+  int watch_pid = 0;        ///< ends with this process, and takes the session directory with it
   int ready_fd = -1;
 
   // Limits, named.

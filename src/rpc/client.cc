@@ -71,7 +71,9 @@ void Client::send(Call& call) {
     const auto left = std::chrono::ceil<std::chrono::milliseconds>(call.deadline - loop_.now()).count();
     call.header.timeout_ms = static_cast<uint32_t>(std::clamp<int64_t>(left, 1, UINT32_MAX));
   }
-  connection_->send(call.header, call.body);  // a closed connection is noticed by its reader
+  const int copies = options_.send_twice && call.options.on_loss == OnLoss::kResend ? 2 : 1;
+  for (int i = 0; i < copies; ++i)
+    connection_->send(call.header, call.body);  // a closed connection is noticed by its reader
 }
 
 void Client::finish(uint64_t id, Result<std::string> result) {

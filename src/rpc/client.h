@@ -39,6 +39,8 @@ struct ClientOptions {
   rt::Duration backoff_max = std::chrono::seconds(1);
   /// Calls under way; one more fails with kFull.
   size_t calls_max = 1u << 20;
+  /// For tests: what may be repeated goes out twice, as it can after a loss.
+  bool send_twice = false;
   /// Runs after each connect, before held calls go out; an error drops the connection and tries again.
   std::function<rt::Task<Result<void>>(Client*)> greet{};
   std::function<void(uint16_t topic, std::string body)> on_notify{};

@@ -46,11 +46,21 @@ struct DefineFunction {
 
 inline constexpr uint32_t kNoClaim = 0xFFFFFFFF;
 
-/// Followed by method name, concurrency group, display name, padding to 16, then the arguments.
+/// In place of a number of items read: the consumer is gone, stop.
+inline constexpr uint64_t kStreamAbandoned = ~uint64_t{0};
+
+/// Where an attempt of a task that yields items goes on.
+struct StreamStart {
+  int64_t backpressure;  ///< items that may be unread; -1 without limit
+  uint64_t arrived;      ///< items that the owner has from attempts before: they are not sent again
+  uint64_t consumed;     ///< as in StreamCredit
+};
+
+/// Followed by StreamStart unless `mode` is kStatic, then method name, concurrency group, display name,
+/// padding to 16, then the arguments.
 struct PushTask {
   uint64_t token;        ///< the owner's name for this attempt, echoed in what answers it
   uint64_t incarnation;  ///< of the actor that is meant
-  int64_t backpressure;  ///< items of a stream that may be unread; -1 without limit
   TaskId task;
   uint32_t function;
   uint32_t claim;  ///< push sequence whose word must be claimed, or kNoClaim
@@ -130,7 +140,7 @@ struct StreamItem {
 
 struct StreamCredit {
   uint64_t token;
-  uint64_t consumed;  ///< items read so far; ~0: the consumer is gone, stop
+  uint64_t consumed;  ///< items read so far, or kStreamAbandoned
 };
 
 struct CancelTask {

@@ -290,6 +290,7 @@ void Runtime::actor_lost(ActorClient* client, const wire::Death& death) {
   client->peer = nullptr;
   client->last_death = death;
   for (TaskRecord* task : client->in_flight) {
+    erase_untold(*task);
     task->state = TaskState::kQueued;
     client->orphans.push_back(task);
   }

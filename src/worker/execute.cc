@@ -59,6 +59,10 @@ void Runtime::accept_task(Peer* from, std::span<const uint8_t> body) {
   task->record = Blob::copy(body);
   wire::RecordReader reader(task->record->bytes());
   task->header = reader.get<wire::PushTask>();
+  if (task->header.mode != wire::ReturnMode::kStatic) {
+    task->stream = reader.get<wire::StreamStart>();
+    task->stream_consumed.store(task->stream.consumed);
+  }
   task->method = reader.text(task->header.method_bytes);
   task->group = reader.text(task->header.group_bytes);
   task->name = reader.text(task->header.name_bytes);
@@ -338,10 +342,18 @@ ObjectId Runtime::item_id(const IncomingTask& task) const {
 }
 
 bool Runtime::may_send_item(const IncomingTask& task) const {
-  if (task.header.backpressure < 0) return true;
+  if (task.stream.backpressure < 0) return true;
   uint64_t consumed = task.stream_consumed.load(std::memory_order_acquire);
-  if (consumed == ~uint64_t{0}) return true;
-  return task.stream_items < consumed + static_cast<uint64_t>(task.header.backpressure);
+  if (consumed == wire::kStreamAbandoned) return true;
+  return task.stream_items <
+         std::max(task.stream.arrived, consumed + static_cast<uint64_t>(task.stream.backpressure));
+}
+
+bool Runtime::skip_item(IncomingTask& task) const {
+  if (task.stream_items >= task.stream.arrived || task.stream_consumed.load() == wire::kStreamAbandoned)
+    return false;
+  ++task.stream_items;
+  return true;
 }
 
 WaitOutcome Runtime::wait_for_credit(const std::shared_ptr<IncomingTask>& task) {
@@ -355,7 +367,7 @@ bool Runtime::send_item(const std::shared_ptr<IncomingTask>& task, OutgoingValue
   std::string out;
   wire::RecordWriter writer(out);
   std::lock_guard lock(mutex_);
-  if (task->stream_consumed.load() == ~uint64_t{0} || task->from->state == Peer::State::kDead) {
+  if (task->stream_consumed.load() == wire::kStreamAbandoned || task->from->state == Peer::State::kDead) {
     for (Entry* entry : value.contained) objects_.unpin(entry);
     if (!value.inline_value) abandon_stored(item_id(*task));
     return false;

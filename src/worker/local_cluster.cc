@@ -75,15 +75,17 @@ LocalCluster::~LocalCluster() { stop(); }
 Result<void> LocalCluster::start(int timeout_ms) {
   std::string key = session_dir_ + "/cluster.key";
   std::string watch = std::to_string(driver_);
-  SKATE_TRY_ASSIGN(control_address_, launch("control",
-                                            {"--session-dir", session_dir_, "--listen",
-                                             "unix:" + session_dir_ + "/control.sock", "--storage", "memory",
-                                             "--key-file", key, "--watch-pid", watch, "--private"},
-                                            &control_, timeout_ms));
+  std::vector<std::string> control{
+      "--session-dir", session_dir_, "--listen",   "unix:" + session_dir_ + "/control.sock",
+      "--storage",     "memory",     "--key-file", key,
+      "--watch-pid",   watch,        "--private"};
+  if (options_.send_twice) control.push_back("--send-twice");
+  SKATE_TRY_ASSIGN(control_address_, launch("control", std::move(control), &control_, timeout_ms));
   std::vector<std::string> arguments{"--session-dir",  session_dir_, "--control",
                                      control_address_, "--key-file", key,
                                      "--watch-pid",    watch,        "--head"};
   arguments.insert(arguments.end(), options_.node_arguments.begin(), options_.node_arguments.end());
+  if (options_.send_twice) arguments.push_back("--send-twice");
   SKATE_TRY_ASSIGN([[maybe_unused]] std::string ready,
                    launch("node", std::move(arguments), &node_, timeout_ms));
   return {};

@@ -19,6 +19,7 @@ struct LocalClusterOptions {
   std::string skated;        ///< path of the daemon's binary
   std::string session_base;  ///< directory under which the session's directory is made
   std::vector<std::string> node_arguments;
+  bool send_twice = false;  ///< for tests: messages between the daemons that may be repeated are
 };
 
 class LocalCluster {

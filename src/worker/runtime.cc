@@ -701,7 +701,7 @@ void Runtime::peer_died(const wire::Address& address, const wire::Death& death) 
   for (auto& [key, task] : running_) {
     if (key.first != peer) continue;
     task->cancelled.store(true);
-    task->stream_consumed.store(~uint64_t{0});
+    task->stream_consumed.store(wire::kStreamAbandoned);
     cancels_due_.emplace_back(task, true);
   }
   credit_word_.fetch_add(1);

@@ -73,6 +73,7 @@ struct FunctionSlot {
 /// A task that another process pushed here.
 struct IncomingTask {
   wire::PushTask header;
+  wire::StreamStart stream{};
   Peer* from = nullptr;
   BlobPtr record;
   std::string method, group, name;
@@ -85,10 +86,10 @@ struct IncomingTask {
   std::shared_ptr<FunctionSlot> function;
   std::shared_ptr<const wire::LeaseInfo> lease;
   std::atomic<bool> cancelled{false};
-  std::optional<wire::CreateActor> create;  ///< set: run this constructor
-  std::vector<Entry*> borrowed;             ///< refs that came inside its arguments; pinned until it ends
-  uint64_t stream_items = 0;
-  std::atomic<uint64_t> stream_consumed{0};
+  std::optional<wire::CreateActor> create;   ///< set: run this constructor
+  std::vector<Entry*> borrowed;              ///< refs that came inside its arguments; pinned until it ends
+  uint64_t stream_items = 0;                 ///< yielded by now
+  std::atomic<uint64_t> stream_consumed{0};  ///< the last StreamCredit
   int64_t begun_ns = 0;
   bool begun = false;
 };
@@ -206,7 +207,9 @@ class Runtime final : private OwnershipEffects {
   /// Sends one item; false when the consumer is gone and the generator should end.
   bool send_item(const std::shared_ptr<IncomingTask>& task, OutgoingValue value);
   ObjectId item_id(const IncomingTask& task) const;
-  /// True when the consumer has room for another item.
+  /// True when the owner has the next item from an attempt before; it counts as yielded then.
+  bool skip_item(IncomingTask& task) const;
+  /// True when the consumer has room for another item, or needs none.
   bool may_send_item(const IncomingTask& task) const;
   WaitOutcome wait_for_credit(const std::shared_ptr<IncomingTask>& task);
   /// Called (any thread, no lock held) when a begun task is cancelled.
@@ -310,6 +313,7 @@ class Runtime final : private OwnershipEffects {
   void end_task(TaskRecord* task);
   void fail_task(TaskRecord* task, BlobPtr error);
   void attempt_failed(TaskRecord* task, const wire::Death& death, bool begun);
+  void erase_untold(const TaskRecord& task);
   void remove_in_flight(TaskRecord* task);
   void stream_item(Peer* from, std::span<const uint8_t> body);
   void end_stream(TaskRecord* task, uint64_t total, BlobPtr error);

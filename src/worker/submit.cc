@@ -359,7 +359,6 @@ void Runtime::push(TaskRecord* task, Peer* worker, uint32_t claim) {
   wire::PushTask push{};
   push.token = task->token();
   push.incarnation = task->actor != nullptr ? task->actor->info.incarnation : 0;
-  push.backpressure = spec.backpressure;
   push.task = task->id;
   push.function = number;
   push.claim = worker->link ? claim : wire::kNoClaim;
@@ -373,6 +372,11 @@ void Runtime::push(TaskRecord* task, Peer* worker, uint32_t claim) {
   push.mode = spec.mode;
   push.retry_exceptions = spec.retry_exceptions;
   writer.put(push);
+  if (spec.mode != wire::ReturnMode::kStatic) {
+    const Stream& stream = *task->stream;
+    writer.put(wire::StreamStart{spec.backpressure, stream.arrived,
+                                 stream.abandoned ? wire::kStreamAbandoned : stream.consumed});
+  }
   writer.bytes(spec.method.data(), push.method_bytes);
   writer.bytes(spec.group.data(), push.group_bytes);
   writer.bytes(spec.name.data(), push.name_bytes);
@@ -530,8 +534,17 @@ void Runtime::fail_task(TaskRecord* task, BlobPtr error) {
   end_task(task);
 }
 
+/// What an attempt stored before its worker died, and did not tell any more: nobody will ever name it, and
+/// the next attempt makes it again.
+void Runtime::erase_untold(const TaskRecord& task) {
+  for (size_t i = 0; i < task.returns.size(); ++i)
+    store_->erase(ObjectId::of(task.id, static_cast<uint32_t>(i + 1)));
+  if (task.stream) store_->erase(ObjectId::of(task.id, static_cast<uint32_t>(task.stream->arrived + 2)));
+}
+
 /// The worker died under it. What was not begun costs no retry.
 void Runtime::attempt_failed(TaskRecord* task, const wire::Death& death, bool begun) {
+  if (begun) erase_untold(*task);
   if (task->cancelled) {
     fail_task(task, cancelled_error(task->id, task->spec->name));
     return;
@@ -562,6 +575,7 @@ void Runtime::stream_item(Peer* from, std::span<const uint8_t> body) {
   if (item.index < stream.arrived || stream.ended || stream.abandoned) {
     // Made again by a retry, or not wanted any more.
     if (result->header.kind == wire::ResultKind::kStored && stream.abandoned) store_->erase(id);
+    if (stream.abandoned) stream.arrived = std::max(stream.arrived, item.index + 1);
     accept_result(nullptr, *result, from, foreign);
     return;
   }
@@ -641,7 +655,7 @@ void Runtime::abandon_stream(const std::shared_ptr<Stream>& stream) {
   stream->items.clear();
   if (stream->task != nullptr && stream->task->state == TaskState::kPushed)
     send_flat(stream->task->worker, RecordType::kStreamCredit, rpc::Urgency::kUrgent,
-              wire::StreamCredit{stream->task->token(), ~uint64_t{0}});
+              wire::StreamCredit{stream->task->token(), wire::kStreamAbandoned});
   objects_.unpin(stream->completed);
   flush();
 }

@@ -709,6 +709,7 @@ def test_init_arguments():
         (ValueError, {"num_cpus": 10**16}),
         (ValueError, {"_memory": -5}),
         (ValueError, {"_system_config": {"max_direct_call_object_size": -1}}),
+        (ValueError, {"_system_config": {"rpc_send_twice": "yes"}}),
         (TypeError, {"log_to_driver": "x"}),
         (TypeError, {"labels": [1]}),
         (ValueError, {"object_store_memory": 10}),
@@ -726,7 +727,9 @@ def test_init_arguments():
     assert not skate.is_initialized()
     with pytest.raises(ex.SkateSystemError):
         skate.nodes()
-    with skate.init(log_to_driver=False) as context:
+    system = {"max_direct_call_object_size": 1000}
+    with skate.init(log_to_driver=False, _system_config=system) as context:
+        assert system == {"max_direct_call_object_size": 1000}, "what the caller passed is his"
         assert skate.is_initialized()
         assert context.address_info["node_id"] == "03" * 28
     assert not skate.is_initialized()

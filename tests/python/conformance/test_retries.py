@@ -229,3 +229,26 @@ def test_generators_are_retried(tally):
 
     assert ray.get(list(stream.remote(tally))) == [0, 1, 2]
     assert attempts_of(tally) == 2
+
+
+@pytest.mark.parametrize("unread", [-1, 1])
+@pytest.mark.parametrize("kept", [True, False])
+def test_items_of_a_retried_generator_come_once(tally, kept, unread):
+    @ray.remote(max_retries=1, _generator_backpressure_num_objects=unread)
+    def stream(t):
+        attempt = ray.get(t.add.remote())
+        for i in range(5):
+            if i == 3 and attempt == 1:
+                os._exit(1)
+            yield [i, ray.put(i), b"x" * 200_000]
+
+    refs, values = [], []
+    for ref in stream.remote(tally):
+        value, inner, _ = ray.get(ref)
+        values.append((value, ray.get(inner)) if value >= 3 else value)
+        if kept:
+            refs.append(ref)
+        del ref, inner
+    assert values == [0, 1, 2, (3, 3), (4, 4)]
+    assert [ray.get(ref)[0] for ref in refs] == ([0, 1, 2, 3, 4] if kept else [])
+    assert attempts_of(tally) == 2
