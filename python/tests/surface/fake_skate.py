@@ -568,7 +568,8 @@ def _calls_of(actor):
 CONFIG_KEYS = {
     "address", "num_cpus", "num_gpus", "resources", "labels", "object_store_memory", "memory", "namespace",
     "session_dir_base", "python_executable", "script_dir", "cwd", "sys_path", "log_to_driver", "runtime_env",
-    "prepare", "job_metadata", "node_name", "inline_limit_bytes", "spill_dir", "preload_modules",
+    "prepare", "job_metadata", "node_name", "inline_limit_bytes",
+    "send_twice", "spill_dir", "preload_modules",
     "logging_config",
 }  # fmt: skip
 
