@@ -104,6 +104,7 @@ ObjectInfo Client::info(const ObjectId& id) const {
 }
 
 bool Client::erase(const ObjectId& id) { return core_->erase(id); }
+void Client::look_at_children() { core_->look_at_children(); }
 uint32_t Client::slot() const { return core_->slot(); }
 uint64_t Client::capacity_bytes() const { return core_->region().geo().capacity_bytes; }
 uint64_t Client::corruptions() const {

@@ -8,7 +8,8 @@
 //
 // Thread-safe. No call asks a server; get, seal and unpinning enter no lock of other processes. A View
 // pins its object for as long as it lives, and outlives the Client that made it. In a forked child
-// every call is refused; Views may be read there for as long as the child lives, and destroyed freely.
+// every call is refused; Views may be read there for as long as the child lives, and destroyed freely, also
+// after the parent has destroyed its own.
 #pragma once
 
 #include <cstdint>
@@ -105,6 +106,9 @@ class Client {
 
   /// Gone for lookups at once, freed when nobody makes or pins it any more. False: no such object.
   bool erase(const ObjectId& id);
+
+  /// Lets go of what was pinned for forked children that have ended; done now and then by other calls, too.
+  void look_at_children();
 
   uint32_t slot() const;
   uint64_t capacity_bytes() const;

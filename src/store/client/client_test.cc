@@ -1,14 +1,20 @@
 #include "store/client/client.h"
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <filesystem>
+#include <memory>
 #include <random>
 #include <thread>
 #include <unordered_map>
 #include <vector>
 
+#include "store/client/fork_guard.h"
 #include "store/store_testing.h"
 
 namespace skate::store {
@@ -303,6 +309,207 @@ TEST(Client, WhatAChildHoldsOutlivesTheParentsViewsAndIsFreedAfterIt) {
   EXPECT_TRUE(WIFEXITED(status));
   EXPECT_EQ(WEXITSTATUS(status), 0);
   ASSERT_TRUE(put(client, id_of(3), 100).ok());
+  EXPECT_EQ(arena->stats().objects, 2u);
+}
+
+/// Children that live until their end is asked for.
+class Children {
+ public:
+  Children() {
+    EXPECT_EQ(::pipe2(go_, O_CLOEXEC), 0);
+    EXPECT_EQ(::pipe2(ready_, O_CLOEXEC), 0);
+  }
+  ~Children() {
+    for (const int fd : {go_[0], go_[1], ready_[0], ready_[1]}) ::close(fd);
+  }
+  /// Forks one that waits for `end`, and ends well if `check` still holds then.
+  template <class Check>
+  void fork(Check&& check) {
+    const pid_t pid = ::fork();
+    if (pid == 0) {
+      char byte = 'r';
+      (void)!::write(ready_[1], &byte, 1);
+      (void)!::read(go_[0], &byte, 1);
+      ::_exit(check() ? 0 : 1);
+    }
+    ASSERT_GT(pid, 0);
+    pids_.push_back(pid);
+    char byte = 0;
+    ASSERT_EQ(::read(ready_[0], &byte, 1), 1);
+  }
+  /// How many ended well.
+  int end() {
+    int well = 0;
+    // A byte each: the pipe's end would not do, for children that were forked later have it open, too.
+    EXPECT_EQ(::write(go_[1], std::string(pids_.size(), 'x').data(), pids_.size()), ssize_t(pids_.size()));
+    for (const pid_t pid : pids_) {
+      int status = 0;
+      ::waitpid(pid, &status, 0);
+      well += WIFEXITED(status) && WEXITSTATUS(status) == 0;
+    }
+    return well;
+  }
+
+ private:
+  int go_[2], ready_[2];
+  std::vector<pid_t> pids_;
+};
+
+int descriptors() {
+  int count = 0;
+  for (const auto& entry : std::filesystem::directory_iterator("/proc/self/fd")) count += entry.exists();
+  return count;
+}
+
+TEST(Client, WhatManyChildrenReadNeedsNoDescriptors) {
+  auto arena = make_arena();
+  Client client = attach(*arena);
+  ASSERT_TRUE(put(client, id_of(1), 100'000).ok());
+  std::optional<View> view = client.get(id_of(1));
+  ASSERT_TRUE(view.has_value());
+  const uint8_t* data = view->data();
+  Children children;
+  const int before = descriptors();
+  for (int i = 0; i < 200; ++i) children.fork([&] { return holds(data, 100'000, id_of(1)); });
+  EXPECT_EQ(descriptors(), before);
+  view.reset();
+  client.erase(id_of(1));
+  EXPECT_EQ(arena->stats().objects, 1u);
+  ASSERT_TRUE(put(client, id_of(2), 100'000).ok());
+  EXPECT_EQ(children.end(), 200);
+  client.look_at_children();
+  EXPECT_EQ(arena->stats().objects, 1u);
+  EXPECT_SOUND(*arena, true);
+}
+
+TEST(Client, AChildThatClosesAllAndItsOwnChildKeepWhatTheyRead) {
+  auto arena = make_arena();
+  Client client = attach(*arena);
+  ASSERT_TRUE(put(client, id_of(1), 100'000).ok());
+  std::optional<View> view = client.get(id_of(1));
+  ASSERT_TRUE(view.has_value());
+  const uint8_t* data = view->data();
+  int go[2], result[2];
+  ASSERT_EQ(::pipe2(go, O_CLOEXEC), 0);
+  ASSERT_EQ(::pipe2(result, O_CLOEXEC), 0);
+  ASSERT_EQ(::prctl(PR_SET_CHILD_SUBREAPER, 1), 0);  // the grandchild is waited for here
+  const pid_t child = ::fork();
+  if (child == 0) {
+    for (int fd = 0; fd < 1024; ++fd)
+      if (fd != go[0] && fd != result[1]) ::close(fd);
+    if (::fork() != 0) ::_exit(0);
+    char byte = 0;
+    (void)!::read(go[0], &byte, 1);
+    byte = holds(data, 100'000, id_of(1)) ? 'y' : 'n';
+    (void)!::write(result[1], &byte, 1);
+    ::_exit(0);
+  }
+  ::close(result[1]);
+  ::waitpid(child, nullptr, 0);
+  view.reset();
+  client.erase(id_of(1));
+  ASSERT_TRUE(put(client, id_of(2), 100'000).ok());
+  EXPECT_EQ(arena->stats().objects, 2u);
+  EXPECT_EQ(::write(go[1], "x", 1), 1);
+  char word = 0;
+  ASSERT_EQ(::read(result[0], &word, 1), 1);
+  EXPECT_EQ(word, 'y');
+  EXPECT_GT(::waitpid(-1, nullptr, 0), 0);
+  EXPECT_EQ(::prctl(PR_SET_CHILD_SUBREAPER, 0), 0);
+  for (const int fd : {go[0], go[1], result[0]}) ::close(fd);
+  client.look_at_children();
+  EXPECT_EQ(arena->stats().objects, 1u);
+}
+
+TEST(Client, AChildThatExecutesAnotherProgramLetsGo) {
+  auto arena = make_arena();
+  Client client = attach(*arena);
+  ASSERT_TRUE(put(client, id_of(1), 100'000).ok());
+  std::optional<View> view = client.get(id_of(1));
+  int go[2], said[2];
+  ASSERT_EQ(::pipe(go), 0);
+  ASSERT_EQ(::pipe(said), 0);
+  const pid_t child = ::fork();
+  if (child == 0) {
+    ::dup2(go[0], 0);
+    ::dup2(said[1], 1);
+    ::close(go[1]);
+    ::execl("/bin/sh", "sh", "-c", "echo x; read line", nullptr);
+    ::_exit(127);
+  }
+  view.reset();
+  client.erase(id_of(1));
+  char byte = 0;
+  ASSERT_EQ(::read(said[0], &byte, 1), 1);
+  client.look_at_children();
+  EXPECT_EQ(arena->stats().objects, 0u);
+  for (const int fd : {go[0], go[1], said[0], said[1]}) ::close(fd);
+  ::waitpid(child, nullptr, 0);
+}
+
+TEST(Client, MoreSetsOfPinsThanMarksAreStillKept) {
+  auto arena = make_arena();
+  Client client = attach(*arena);
+  Children children;
+  constexpr int kSets = ForkGuard::kMarks + 20;
+  for (int i = 0; i < kSets; ++i) {
+    ASSERT_TRUE(put(client, id_of(i), 1000).ok());
+    std::optional<View> view = client.get(id_of(i));
+    ASSERT_TRUE(view.has_value());
+    const uint8_t* data = view->data();
+    children.fork([data, i] { return holds(data, 1000, id_of(i)); });
+    view.reset();
+    client.erase(id_of(i));
+  }
+  EXPECT_EQ(arena->stats().objects, uint64_t{kSets});
+  EXPECT_EQ(children.end(), kSets);
+  client.look_at_children();
+  EXPECT_EQ(arena->stats().objects, 0u);
+  EXPECT_SOUND(*arena, true);
+}
+
+TEST(Client, AChildHoldsOnlyWhatItsParentHeldWhenItWasForked) {
+  auto arena = make_arena();
+  Client client = attach(*arena);
+  std::unique_ptr<Children> before;
+  for (int i = 0; i < 5; ++i) {
+    ASSERT_TRUE(put(client, id_of(i), 1000).ok());
+    std::optional<View> view = client.get(id_of(i));
+    ASSERT_TRUE(view.has_value());
+    auto children = std::make_unique<Children>();
+    children->fork([] { return true; });
+    view.reset();
+    client.erase(id_of(i));
+    if (before) {
+      EXPECT_EQ(before->end(), 1);
+    }
+    before = std::move(children);
+    client.look_at_children();
+    EXPECT_EQ(arena->stats().objects, 1u) << "what the child before held has gone with it";
+  }
+  EXPECT_EQ(before->end(), 1);
+}
+
+TEST(Client, AForkWithoutADescriptorToSpareKeepsWhatItReadsForGood) {
+  auto arena = make_arena();
+  Client client = attach(*arena);
+  ASSERT_TRUE(put(client, id_of(1), 100'000).ok());
+  std::optional<View> view = client.get(id_of(1));
+  ASSERT_TRUE(view.has_value());
+  const uint8_t* data = view->data();
+  Children children;
+  rlimit before{};
+  ASSERT_EQ(::getrlimit(RLIMIT_NOFILE, &before), 0);
+  rlimit none = before;
+  none.rlim_cur = 0;
+  ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &none), 0);
+  children.fork([&] { return holds(data, 100'000, id_of(1)); });
+  ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &before), 0);
+  view.reset();
+  client.erase(id_of(1));
+  ASSERT_TRUE(put(client, id_of(2), 100'000).ok());
+  EXPECT_EQ(children.end(), 1);
+  client.look_at_children();
   EXPECT_EQ(arena->stats().objects, 2u);
 }
 

@@ -1,14 +1,16 @@
 #include "store/client/core.h"
 
 #include <fcntl.h>
-#include <poll.h>
 #include <pthread.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <cstdio>
+#include <iterator>
 #include <string>
+#include <unordered_map>
 #include <utility>
 
 namespace skate::store {
@@ -44,10 +46,7 @@ struct ForkWatch {
           for (Core* core : instance().cores) core->after_fork_in_parent();
           instance().mutex.unlock();
         },
-        [] {
-          for (Core* core : instance().cores) core->after_fork_in_child();
-          instance().mutex.unlock();
-        });
+        [] { instance().mutex.unlock(); });
   }
   static ForkWatch& instance() {
     static auto* watch = new ForkWatch();  // never destroyed: a fork may come during exit
@@ -209,10 +208,13 @@ bool Core::drop_pin_bit(uint32_t entry) {
   return true;
 }
 
-void Core::before_fork() {
-  if (in_forked_child()) return;
-  look_at_children();
-  ChildPins pins;
+/// Once more what this process pins itself, not only for its children. Needs children_mutex_.
+std::vector<uint32_t> Core::pin_again_what_is_pinned() {
+  std::unordered_map<uint32_t, uint32_t> for_children;
+  for (const std::vector<uint32_t>& held : children_)
+    for (const uint32_t entry : held) ++for_children[entry];
+  for (const uint32_t entry : kept_for_good_) ++for_children[entry];
+  std::vector<uint32_t> pinned;
   const Geometry& geo = region_.geo();
   for (uint32_t word = 0; word < geo.touch_words; ++word) {
     const uint64_t groups = read(region_.client(slot_).touched[word]);
@@ -224,50 +226,81 @@ void Core::before_fork() {
         const auto entry = static_cast<uint32_t>(at);
         std::lock_guard lock(stripe(entry));
         if (local_pins(entry) == 0) continue;
+        const auto known = for_children.find(entry);
+        if (known != for_children.end() && known->second == local_pins(entry)) continue;
         ++local_pins(entry);
-        pins.entries.push_back(entry);
+        pinned.push_back(entry);
       }
     }
   }
-  if (pins.entries.empty()) return;
-  int ends[2];
-  if (::pipe2(ends, O_CLOEXEC) != 0) {  // no descriptor to spare: pinned as long as the parent pins them
-    for (const uint32_t entry : pins.entries) release_pin(entry);
-    return;
+  return pinned;
+}
+
+void Core::before_fork() {
+  if (in_forked_child()) return;
+  look_at_children();
+  std::vector<uint32_t> held_already;
+  {
+    std::lock_guard lock(children_mutex_);
+    const std::vector<uint32_t> pinned = pin_again_what_is_pinned();
+    if (pinned.empty()) return;
+    auto place = std::find(children_.begin(), children_.end(), pinned);
+    if (place == children_.end())
+      place = std::find(children_.begin(), children_.end(), std::vector<uint32_t>());
+    // With as many different sets as there are marks, some children's are held for as long as others live.
+    if (place == children_.end()) place = children_.begin();
+    Result<Mapping> mark = guard_.mark(static_cast<uint32_t>(place - children_.begin()));
+    std::vector<uint32_t>& held = mark ? *place : kept_for_good_;
+    if (mark) {
+      mark_ = std::move(*mark);
+      has_children_.store(true, std::memory_order_relaxed);
+    } else if (kept_for_good_.empty()) {
+      std::fprintf(
+          stderr,
+          "skate: what this process reads from the object store as it forks stays there until it ends, "
+          "for the end of the child cannot be watched: %s\n",
+          mark.error().message.c_str());
+    }
+    std::set_intersection(held.begin(), held.end(), pinned.begin(), pinned.end(),
+                          std::back_inserter(held_already));
+    std::vector<uint32_t> all;
+    std::set_union(held.begin(), held.end(), pinned.begin(), pinned.end(), std::back_inserter(all));
+    held = std::move(all);
   }
-  pins.ended.reset(ends[0]);
-  child_end_.reset(ends[1]);
-  std::lock_guard lock(children_mutex_);
-  children_.push_back(std::move(pins));
-  has_children_.store(true, std::memory_order_release);
+  for (const uint32_t entry : held_already) release_pin(entry);
 }
 
 void Core::look_at_children() {
-  if (!has_children_.load(std::memory_order_acquire)) return;
-  std::vector<uint32_t> entries;
+  if (!has_children_.load(std::memory_order_relaxed) || in_forked_child()) return;
+  std::vector<uint32_t> over;
   {
     std::lock_guard lock(children_mutex_);
-    std::erase_if(children_, [&](const ChildPins& child) {
-      pollfd watch{child.ended.get(), POLLIN, 0};
-      if (::poll(&watch, 1, 0) != 1) return false;
-      entries.insert(entries.end(), child.entries.begin(), child.entries.end());
-      return true;
-    });
-    has_children_.store(!children_.empty(), std::memory_order_release);
+    bool some_live = false;
+    for (uint32_t number = 0; number < children_.size(); ++number) {
+      std::vector<uint32_t>& held = children_[number];
+      if (held.empty()) continue;
+      if (guard_.marked(number)) {
+        some_live = true;
+        continue;
+      }
+      over.insert(over.end(), held.begin(), held.end());
+      held = {};
+    }
+    has_children_.store(some_live, std::memory_order_relaxed);
   }
-  for (const uint32_t entry : entries) release_pin(entry);
+  for (const uint32_t entry : over) release_pin(entry);
 }
 
 void Core::unpin(uint32_t entry) {
   if (in_forked_child()) return;
-  look_at_children();
-  release_pin(entry);
+  if (!release_pin(entry)) look_at_children();
 }
 
-void Core::release_pin(uint32_t entry) {
-  if (!drop_pin_bit(entry)) return;
+bool Core::release_pin(uint32_t entry) {
+  if (!drop_pin_bit(entry)) return false;
   const StateWord state{region_.entry(entry).state.load(std::memory_order_seq_cst)};
   if (state.doomed()) free_if_unpinned(entry, state);
+  return true;
 }
 
 bool Core::pinned(uint32_t entry) const {

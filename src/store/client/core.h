@@ -104,8 +104,9 @@ class Core {
 
   /// Around a fork, by its thread: all that is pinned gets a pin more, until the child has ended.
   void before_fork();
-  void after_fork_in_parent() { child_end_.reset(); }
-  void after_fork_in_child() { (void)child_end_.release(); }  // its close is what the parent waits for
+  void after_fork_in_parent() { mark_.reset(); }
+  /// Drops what was pinned for children that have ended. Costs a load if there are none.
+  void look_at_children();
 
   /// Holds the lock for its life, if it got it.
   class Critical {
@@ -141,9 +142,9 @@ class Core {
   uint32_t& local_pins(uint32_t entry) { return reinterpret_cast<uint32_t*>(pins_.base())[entry]; }
   std::mutex& stripe(uint32_t entry) { return stripes_[entry % stripes_.size()]; }
   bool drop_pin_bit(uint32_t entry);
-  void release_pin(uint32_t entry);
-  /// Drops what was pinned for children that have ended.
-  void look_at_children();
+  /// False: this process still pins it.
+  bool release_pin(uint32_t entry);
+  std::vector<uint32_t> pin_again_what_is_pinned();
 
   Mapping index_, data_;
   UniqueFd data_fd_;
@@ -157,14 +158,13 @@ class Core {
   const CoreOptions options_;
   std::mutex transaction_mutex_;        // one undo log for each process, so one transaction at a time
   std::array<std::mutex, 64> stripes_;  // each guards the pin counts of the entries that fall to it
-  struct ChildPins {
-    UniqueFd ended;  // a pipe that nobody but the child can write
-    std::vector<uint32_t> entries;
-  };
   std::mutex children_mutex_;
-  std::vector<ChildPins> children_;
+  // What the children that hold each mark may read, ascending; children that were forked while the same was
+  // pinned share a mark.
+  std::array<std::vector<uint32_t>, ForkGuard::kMarks> children_;
+  std::vector<uint32_t> kept_for_good_;  // of children that could be given no mark
   std::atomic<bool> has_children_{false};
-  UniqueFd child_end_;  // during a fork
+  std::optional<Mapping> mark_;  // during a fork, and for good in the child
 };
 
 }  // namespace skate::store
