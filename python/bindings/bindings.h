@@ -48,6 +48,10 @@ struct WithoutGil {
 };
 
 // --- connection (connect.cc) ---
+/// What a forked child is told whose parent is connected; the module's FORKED_TEXT.
+inline constexpr const char* kForkedText =
+    "this process was forked from one that is connected, and can neither use its connection nor make one: "
+    "start it with the 'spawn' method of multiprocessing (arrays that were read before may still be read)";
 /// The runtime, or null with RuntimeError set (not connected; or in a forked child).
 Runtime* require_runtime();
 Runtime* runtime_or_null();

@@ -99,10 +99,6 @@ void begin_epoch() {
   wait_pass.first = ++wait_pass.current;
 }
 
-constexpr const char* kForkedText =
-    "this process was forked from one that is connected, and can neither use its connection nor make one: "
-    "start it with the 'spawn' method of multiprocessing (arrays that were read before may still be read)";
-
 }  // namespace
 
 WaitPass wait_pass{0, 0};
@@ -199,7 +195,8 @@ PyObject* py_connect(PyObject*, PyObject* config) {
   } else if (address == "auto") {
     return fail_connect(
         {ErrorCode::kNotFound,
-         "no cluster runs on this machine that could be joined; leave the address out to start one"});
+         "could not find any running Skate cluster on this machine: leave the address out to start one, or "
+         "name one by init(address=...) or the environment variable SKATE_ADDRESS"});
   } else {
     socket_path = address;
     if (socket_path.starts_with("unix:")) socket_path.erase(0, 5);
@@ -267,6 +264,8 @@ PyObject* py_connect(PyObject*, PyObject* config) {
 
 PyObject* py_disconnect(PyObject*, PyObject*) {
   if (!current || current->in_forked_child()) Py_RETURN_NONE;
+  // One from before a fork is the parent's: its memory is partly not ours, and there is nothing to end.
+  if (previous && previous->in_forked_child()) new std::shared_ptr<Runtime>(std::move(previous));
   previous = std::move(current);
   current.reset();
   begin_epoch();

@@ -95,7 +95,8 @@ extern "C" __attribute__((visibility("default"))) PyObject* PyInit__skate() {
   using namespace skate::bindings;
   Object module(PyModule_Create(&definition));
   if (!module || !codec_init(module.get()) || !refs_init(module.get()) || !tasks_init(module.get()) ||
-      !actors_init(module.get()) || !worker_init(module.get()))
+      !actors_init(module.get()) || !worker_init(module.get()) ||
+      PyModule_AddStringConstant(module.get(), "FORKED_TEXT", kForkedText) != 0)
     return nullptr;
   return module.release();
 }

@@ -92,10 +92,7 @@ def init(
     """
     global _context
     if _skate.in_forked_child():
-        raise RuntimeError(
-            "this process was forked from one that is connected, and can neither use its connection nor "
-            "make one: start it with the 'spawn' method of multiprocessing"
-        )
+        raise RuntimeError(_skate.FORKED_TEXT)
     if _skate.is_connected():
         if ignore_reinit_error and _context is not None:
             return _context

@@ -83,6 +83,9 @@ def run_worker(socket_path: str, start_token: int, /) -> int:
 
 def disconnect() -> None: ...  # without a connection: does nothing
 def is_connected() -> bool: ...  # works without a connection; True in every worker
+
+FORKED_TEXT: str  # what a call in a forked child raises
+
 def in_forked_child() -> bool: ...  # the connection is the parent's, and cannot be used
 
 # --- tasks ------------------------------------------------------------------------------------

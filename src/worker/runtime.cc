@@ -23,11 +23,11 @@ namespace {
 constexpr size_t kRecordsPerTurn = 256;
 constexpr uint32_t kWelcomeBytesMax = 4 << 20;
 
-// Set in the child of a fork of a connected process. A flag, since getpid is a system call on every use of a
-// ref.
-std::atomic<bool> forked{false};
-void mark_forks() {
-  static const int registered = pthread_atfork(nullptr, nullptr, [] { forked.store(true); });
+// How many forks lie between this process and the first of its line that connected. A count, since getpid is
+// a system call on every use of a ref.
+std::atomic<uint32_t> forks{0};
+void count_forks() {
+  static const int registered = pthread_atfork(nullptr, nullptr, [] { forks.fetch_add(1); });
   SKATE_ASSERT(registered == 0, "pthread_atfork failed");
 }
 
@@ -118,7 +118,8 @@ Runtime::Runtime(wire::Welcome welcome, bool is_worker)
       is_worker_(is_worker),
       job_(welcome_.job),
       objects_(*this),
-      links_(rpc::kLinksMax, nullptr) {
+      links_(rpc::kLinksMax, nullptr),
+      forks_before_(forks.load(std::memory_order_relaxed)) {
   next_sequence_ = welcome_.first_sequence;
   put_task_ = TaskId::normal(next_sequence_++, welcome_.worker, job_);
   run_queues_[""];
@@ -126,7 +127,7 @@ Runtime::Runtime(wire::Welcome welcome, bool is_worker)
 
 Result<std::unique_ptr<Runtime>> Runtime::connect(const ConnectOptions& options) {
   raise_descriptor_limit();
-  mark_forks();
+  count_forks();
   UniqueFd socket_fd(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
   if (!socket_fd) return errno_error("cannot make a socket");
   sockaddr_un address{};
@@ -176,7 +177,7 @@ Runtime::~Runtime() { stop(); }
 
 void Runtime::stop() {
   if (in_forked_child()) {
-    service_.detach();  // the thread is the parent's
+    if (service_.joinable()) service_.detach();  // the thread is the parent's
     return;
   }
   if (!stopping_.exchange(true)) {
@@ -193,7 +194,7 @@ void Runtime::stop() {
   if (service_.joinable()) service_.join();
 }
 
-bool Runtime::in_forked_child() const { return forked.load(std::memory_order_relaxed); }
+bool Runtime::in_forked_child() const { return forks.load(std::memory_order_relaxed) != forks_before_; }
 
 // --- reading ---------------------------------------------------------------------------------
 
@@ -208,6 +209,7 @@ void Runtime::service_main() {
       if (!mailbox_->leave()) break;
     }
     Clock::time_point until = timers();
+    store_->look_at_children();
     pollfd hangup{daemon_socket_.get(), 0, 0};
     if (poll(&hangup, 1, 0) == 1 && (hangup.revents & (POLLHUP | POLLERR)) != 0) {
       std::lock_guard lock(mutex_);

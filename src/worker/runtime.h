@@ -378,6 +378,7 @@ class Runtime final : private OwnershipEffects {
   ObjectTable objects_;
   std::map<WorkerId, std::unique_ptr<Peer>> peers_;
   std::vector<Peer*> links_;  // by link index
+  const uint32_t forks_before_;
   Peer daemon_;
   Peer self_;  // an actor's calls of itself; its records wait in self_records_
   std::deque<Peer::Waiting> self_records_;

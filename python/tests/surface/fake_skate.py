@@ -609,6 +609,9 @@ def is_connected():
     return _state["connected"]
 
 
+FORKED_TEXT = "this process was forked from one that is connected: start it with 'spawn'"
+
+
 def in_forked_child():
     return _state["connected"] and os.getpid() != _PID
 

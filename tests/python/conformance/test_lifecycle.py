@@ -101,6 +101,12 @@ def test_bad_arguments(arguments):
     assert not ray.is_initialized()
 
 
+def test_auto_without_a_cluster():
+    with pytest.raises(ConnectionError):
+        ray.init(address="auto")
+    assert not ray.is_initialized()
+
+
 def test_calls_that_do_not_start_a_cluster():
     with pytest.raises(ray.exceptions.RaySystemError):
         ray.cluster_resources()

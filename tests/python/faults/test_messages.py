@@ -100,6 +100,13 @@ def test_unknown_named_actor_names_the_namespace():
     assert "nobody" in str(info.value) and "nowhere" in str(info.value)
 
 
+def test_no_cluster_to_join_names_the_ways_out(driver):
+    code = "import skate\ntry:\n    skate.init(address='auto')\nexcept ConnectionError as e:\n    print('SAID', e)\n"
+    rc, out = driver(code).finish()
+    assert rc == 0 and "SAID could not find any running" in out, out
+    assert "address" in out and "SKATE_ADDRESS" in out, out
+
+
 def test_get_timeout_names_what_was_late():
     @skate.remote
     def late():

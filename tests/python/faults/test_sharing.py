@@ -233,6 +233,85 @@ print("STATUS", os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
     assert rc == 0 and "STATUS 0" in out, out
 
 
+def test_children_read_on_while_the_parent_overwrites_its_store(driver):
+    """Each array is dropped right after a fork; what its child and grandchild read stays as it was."""
+    d = driver(
+        PRELUDE
+        + """
+import gc, multiprocessing
+skate.shutdown()
+skate.init(num_cpus=1, object_store_memory=80 * 2**20, log_to_driver=False)
+context = multiprocessing.get_context("fork")
+go = context.Event()
+
+def check(array, i, depth):
+    if depth:
+        child = context.Process(target=check, args=(array, i, depth - 1))
+        child.start()
+    go.wait()
+    good = bool((array == i).all())
+    if depth:
+        child.join()
+        good = good and child.exitcode == 0
+    os._exit(0 if good else 9)
+
+children = []
+for i in range(12):
+    array = skate.get(skate.put(np.full(250_000, i)))  # 2 MB
+    children.append(context.Process(target=check, args=(array, i, 1)))
+    children[-1].start()
+    children[-1]._args = ()  # the parent keeps nothing of it
+    del array
+    gc.collect()
+for i in range(400):
+    del_me = skate.put(np.full(250_000, 1000 + i))
+go.set()
+for child in children:
+    child.join()
+print("CODES", [child.exitcode for child in children] == [0] * 12)
+# Their memory is to be had again: all of the store at once.
+del del_me
+gc.collect()
+whole = [skate.put(np.full(250_000, i)) for i in range(30)]
+print("AGAIN", all(bool((skate.get(ref) == i).all()) for i, ref in enumerate(whole)))
+"""
+    )
+    rc, out = d.finish()
+    assert rc == 0 and "CODES True" in out and "AGAIN True" in out, out
+
+
+def test_a_child_that_was_forked_between_two_connections(driver):
+    """Its parent was connected before, and is no more: it makes a connection of its own."""
+    d = driver(
+        PRELUDE
+        + """
+old = skate.put("old")
+skate.shutdown()
+pid = os.fork()
+if pid == 0:
+    skate.init(num_cpus=1, log_to_driver=False)
+    array = skate.get(skate.put(np.arange(500_000)))
+    os.write(1, b"CHILD %d\\n" % skate.get(skate.remote(lambda x: int(x.sum())).remote(array)))
+    grandchild = os.fork()
+    if grandchild == 0:
+        try:
+            skate.put(1)
+        except RuntimeError as e:
+            os.write(1, b"GRANDCHILD " + str(e).encode() + b"\\n")
+        os._exit(0)
+    os.waitpid(grandchild, 0)
+    skate.shutdown()
+    os._exit(7)
+print("STATUS", os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+skate.init(num_cpus=1, log_to_driver=False)
+print("PARENT", skate.get(skate.remote(lambda: 1).remote()))
+"""
+    )
+    rc, out = d.finish()
+    assert rc == 0 and "CHILD 124999750000" in out and "STATUS 7" in out and "PARENT 1" in out, out
+    assert "GRANDCHILD this process was forked" in out, out
+
+
 def test_two_clusters_at_once(driver):
     code = (
         PRELUDE
