@@ -153,8 +153,8 @@ def _actor_died(fields: dict[str, Any]) -> BaseException:
             cause._actor_id = actor_id
         return ex.ActorDiedError(cause)
     text = f"the actor died: {_death_cause(fields)}."
-    if fields.get("kind") in _WANTED_DEATHS:
-        pass  # no restart was wanted
+    if fields.get("kind") in (*_WANTED_DEATHS, "start_failed"):
+        pass  # no restart was wanted, or would have changed anything
     elif restarts := int(fields.get("restarts") or 0):
         text += f" It was restarted {_times(restarts)} before."
     else:
@@ -229,6 +229,9 @@ def _plain(cls: type[ex.SkateError], default: str, advice: str = "") -> Any:
 
 _MAKERS: dict[str, Any] = {
     "worker_died": _worker_died,
+    "start_failed": lambda fields: ex.WorkerCrashedError(
+        _with_details(f"this task did not run: {_death_cause(fields)}.", fields)
+    ),
     "actor_died": _actor_died,
     "actor_unavailable": _actor_unavailable,
     "owner_died": _object_error(

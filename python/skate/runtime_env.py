@@ -242,7 +242,7 @@ def _hook(value: Any) -> Any:
         if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", value):
             raise ValueError(f"worker_process_setup_hook {value!r} must be a 'module.function'")
         return value
-    if isinstance(value, dict) and set(value) == {"pickle"}:
+    if isinstance(value, dict) and set(value) == {"name", "pickle"}:
         return value  # pickled before
     if not callable(value):
         raise TypeError(f"worker_process_setup_hook takes a callable or 'module.function', not {value!r}")
@@ -283,7 +283,7 @@ class Package:
             ]
         hook = self.env.get("worker_process_setup_hook")
         if callable(hook):
-            self.env["worker_process_setup_hook"] = {"pickle": _pickle_hook(hook)}
+            self.env["worker_process_setup_hook"] = {"name": _hook_name(hook), "pickle": _pickle_hook(hook)}
 
     def _add(self, path: str, excludes: list[str], name: str) -> str:
         """The directory that goes onto sys.path; a module keeps its name below it."""
@@ -316,6 +316,11 @@ class Package:
                 shutil.rmtree(partial, ignore_errors=True)
                 if not os.path.isdir(target):  # otherwise another process was faster
                     raise RuntimeError(f"{source} cannot be copied to {target}: {error}") from error
+
+
+def _hook_name(hook: Any) -> str:
+    name = getattr(hook, "__qualname__", None) or type(hook).__qualname__
+    return f"{getattr(hook, '__module__', None)}.{name}"
 
 
 def _pickle_hook(hook: Any) -> str:

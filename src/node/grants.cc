@@ -142,8 +142,12 @@ void NodeDaemon::apply_refusal(const Refusal& refusal) {
   }
   if (auto last = last_start_failure_.find(refusal.pool); last != last_start_failure_.end())
     cause = last->second;
-  cause.kind = wire::DeathKind::kEnvironment;
-  cause.message = refusal.message + ": " + cause.message;
+  if (cause.kind == wire::DeathKind::kStartFailed) {
+    cause.message = "no worker can be started: " + cause.message;
+  } else {
+    cause.kind = wire::DeathKind::kEnvironment;
+    cause.message = refusal.message + ": " + cause.message;
+  }
   refuse(refusal, cause, false);
 }
 

@@ -36,6 +36,7 @@ struct NodeOptions {
   uint32_t log_lines_per_s_max = 20'000;      ///< to one driver; what is more is counted and dropped
   uint64_t worker_bytes_guess = 48ull << 20;  ///< private memory of a worker, for the limit of workers
   int64_t worker_start_timeout_ms = 60'000;
+  int64_t setup_timeout_s = 600;       ///< of a worker_process_setup_hook whose environment names none
   int64_t exit_grace_ms = 300;         ///< between the request to exit and SIGKILL
   int64_t idle_exit_grace_ms = 5'000;  ///< for an idle worker, which may decline
   std::function<void(const std::string&)> log = [](const std::string&) {};

@@ -107,6 +107,8 @@ rt::Task<void> NodeDaemon::serve_connection(UniqueFd socket) {
       const Job& job = jobs_.at(process->job);
       scheduler_.start_job(job.id, job.language,
                            job.language == "python" ? static_cast<uint32_t>(usable_workers_) : 0);
+    } else {
+      limit_setup(*process);
     }
     pump_later();
     // The connection says nothing more; its end says that nobody holds it any longer.

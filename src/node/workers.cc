@@ -16,6 +16,7 @@ namespace {
 
 // Whoever is the parent tells, the fork server or the kernel; only one that hangs does not.
 constexpr rt::Duration kStatusTimeout = std::chrono::seconds(10);
+constexpr int64_t kSetupTimeoutMaxS = 10LL * 365 * 24 * 3600;  // what a clock can still count
 constexpr uint64_t kDescriptorsKept = 24;
 constexpr size_t kLastRecordsMax = 100'000;  // of a dead process that are still read
 
@@ -198,7 +199,7 @@ void NodeDaemon::spawn_worker(ProcessNumber number, const std::string& why) {
 void NodeDaemon::worker_start_failed(ProcessNumber number, const std::string& why) {
   Process* process = find(number);
   if (process == nullptr || process->cause) return;
-  process->cause = death_of(wire::DeathKind::kEnvironment, why);
+  process->cause = death_of(wire::DeathKind::kStartFailed, why);
   tasks_.spawn(end_process(number));
 }
 
@@ -213,6 +214,34 @@ rt::Task<void> NodeDaemon::start_deadline(ProcessNumber number) {
   } else {
     worker_start_failed(number, message);
   }
+}
+
+/// A hook of the user's runs between registration and WorkerReady.
+void NodeDaemon::limit_setup(const Process& process) {
+  nlohmann::json environment = object_of(process.pool.runtime_env);
+  auto hook = environment.find("worker_process_setup_hook");
+  if (hook == environment.end()) return;
+  int64_t limit_s = options_.setup_timeout_s;
+  if (auto config = environment.find("config"); config != environment.end() && config->is_object())
+    if (auto given = config->find("setup_timeout_seconds");
+        given != config->end() && given->is_number_integer())
+      limit_s = given->get<int64_t>();
+  if (limit_s < 0) return;
+  std::string name = hook->is_string() ? hook->get<std::string>() : string_in(*hook, "name");
+  tasks_.spawn(setup_deadline(process.number, std::min(limit_s, kSetupTimeoutMaxS), std::move(name)));
+}
+
+rt::Task<void> NodeDaemon::setup_deadline(ProcessNumber number, int64_t limit_s, std::string hook) {
+  co_await rt::sleep_for(std::chrono::seconds(limit_s));
+  Process* process = find(number);
+  if (process == nullptr || process->ready || process->ending || process->cause) co_return;
+  scheduler_.worker_hung(number);
+  kill(*process, death_of(wire::DeathKind::kEnvironment,
+                          "the worker_process_setup_hook '" + hook + "' did not return within " +
+                              std::to_string(limit_s) +
+                              " s. Make it return sooner, or give it more time by "
+                              "runtime_env={'config': {'setup_timeout_seconds': ...}} (-1: without limit).",
+                          process->pid));
 }
 
 rt::Task<void> NodeDaemon::watch_process(ProcessNumber number) {
@@ -270,7 +299,7 @@ wire::Death NodeDaemon::cause_of(Process& process, std::optional<ExitStatus> sta
     death.kind = wire::DeathKind::kUnknown;
     death.message = who + " has ended; nobody could tell how";
   }
-  death.pid = process.pid;
+  if (process.pid > 0) death.pid = process.pid;
   if (status) {
     death.exit_code = status->code;
     death.signal = status->signal;

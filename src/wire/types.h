@@ -38,6 +38,7 @@ enum class DeathKind : uint8_t {
   kUnschedulable,  ///< asks for what no node has
   kNeverCreated,   ///< the creator died or failed before the actor was registered
   kGroupRemoved,   ///< never begun: the placement group that it waited for was removed
+  kStartFailed,    ///< never begun: the node has not what a further process needs
 };
 
 struct Death {

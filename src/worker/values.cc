@@ -21,6 +21,7 @@ const char* kind_text(wire::DeathKind kind) {
     case wire::DeathKind::kUnschedulable: return "unschedulable";
     case wire::DeathKind::kNeverCreated: return "never_created";
     case wire::DeathKind::kGroupRemoved: return "group_removed";
+    case wire::DeathKind::kStartFailed: return "start_failed";
   }
   return "unknown";
 }
@@ -56,6 +57,7 @@ const char* error_kind_of(const wire::Death& death, bool of_actor) {
     case wire::DeathKind::kEnvironment: return "runtime_env";
     case wire::DeathKind::kUnschedulable: return "unschedulable";
     case wire::DeathKind::kGroupRemoved: return "placement_group_removed";
+    case wire::DeathKind::kStartFailed: return of_actor ? "actor_died" : "start_failed";
     case wire::DeathKind::kNodeLost: return of_actor ? "actor_died" : "node_died";
     default: return of_actor ? "actor_died" : "worker_died";
   }

@@ -27,7 +27,7 @@ std::string display_name(const wire::ActorInfo& info) {
 bool is_final(DeathKind kind) {
   return kind == DeathKind::kIntended || kind == DeathKind::kOwnerDied || kind == DeathKind::kConstructor ||
          kind == DeathKind::kEnvironment || kind == DeathKind::kUnschedulable ||
-         kind == DeathKind::kNeverCreated;
+         kind == DeathKind::kNeverCreated || kind == DeathKind::kStartFailed;
 }
 
 }  // namespace

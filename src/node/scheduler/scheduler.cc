@@ -129,6 +129,7 @@ void Scheduler::worker_ready(ProcessNumber number, int64_t now_us) {
   --pool.starting;
   --starting_;
   pool.failures = 0;
+  pool.hung = false;
   make_idle(number, worker->second, now_us);
 }
 
@@ -140,6 +141,11 @@ void Scheduler::exit_declined(ProcessNumber number, int64_t now_us) {
   worker->second.no_reap_before_us = now_us + options_.declined_us;
 }
 
+void Scheduler::worker_hung(ProcessNumber number) {
+  auto worker = workers_.find(number);
+  if (worker != workers_.end() && worker->second.state == WorkerState::kStarting) worker->second.hung = true;
+}
+
 void Scheduler::process_died(ProcessNumber number, int64_t now_us) {
   if (auto worker = workers_.find(number); worker != workers_.end()) {
     Pool& pool = pools_[worker->second.pool];
@@ -147,6 +153,7 @@ void Scheduler::process_died(ProcessNumber number, int64_t now_us) {
       --pool.starting;
       --starting_;
       ++pool.failures;
+      pool.hung |= worker->second.hung;
       pool.retry_at_us = now_us + options_.start_retry_us * pool.failures;
     } else if (worker->second.state == WorkerState::kIdle) {
       pool.idle.erase({worker->second.since_us, number});
@@ -502,17 +509,18 @@ std::string Scheduler::why_infeasible(const ClassKey& key, const Entry& entry) c
 
 void Scheduler::settle_refusals(int64_t, Decisions& out) {
   for (auto& [key, pool] : pools_) {
-    if (pool.failures < options_.start_failures_max) continue;
+    if (pool.failures < options_.start_failures_max && !pool.hung) continue;
+    const std::string why =
+        pool.hung ? "a worker was ended before it was ready"
+                  : "a worker ended " + std::to_string(pool.failures) + " times in a row before it was ready";
     pool.failures = 0;  // a later demand tries again
+    pool.hung = false;
     pool.prestart = 0;
     std::vector<EntryKey> refused;
     for (const auto& [class_key, cls] : classes_)
       if (class_key.pool == key)
         for (const auto& [turn, entry] : cls.queue) refused.push_back(entry);
-    refuse(refused, Refusal::Why::kStartFailed,
-           "a worker ended " + std::to_string(options_.start_failures_max) +
-               " times in a row before it was ready",
-           key);
+    refuse(refused, Refusal::Why::kStartFailed, why, key);
   }
   std::vector<std::pair<std::string, std::vector<EntryKey>>> too_large;
   for (const auto& [class_key, cls] : classes_) {
@@ -875,7 +883,7 @@ void Scheduler::start_workers(int64_t now_us, Pass& pass, Decisions& out) {
         break;
       }
       ProcessNumber number = new_process();
-      workers_[number] = Worker{key, WorkerState::kStarting, 0, false, false, now_us, 0};
+      workers_[number] = Worker{key, WorkerState::kStarting, 0, false, false, false, now_us, 0};
       out.starts.push_back({number, key});
       ++pool.starting;
       ++starting_;

@@ -166,6 +166,8 @@ class Scheduler {
   void actor_created(ProcessNumber worker);
   void worker_ready(ProcessNumber worker, int64_t now_us);
   void exit_declined(ProcessNumber worker, int64_t now_us);
+  /// It started, but hangs in its set-up, and is about to be ended: one such is enough, for each costs long.
+  void worker_hung(ProcessNumber worker);
   /// For every process, worker or driver: its demands, its leases and what it ran are gone.
   void process_died(ProcessNumber process, int64_t now_us);
   void blocked(ProcessNumber worker, bool is_blocked);
@@ -215,6 +217,7 @@ class Scheduler {
     LeaseNumber lease{};
     bool blocked{};
     bool detached{};
+    bool hung{};
     int64_t since_us{};
     int64_t no_reap_before_us{};
   };
@@ -299,6 +302,7 @@ class Scheduler {
     uint32_t starting{};
     uint32_t prestart{};
     uint32_t failures{};
+    bool hung{};
     int64_t retry_at_us{};
   };
   static Resources to_come(const Lease& lease);

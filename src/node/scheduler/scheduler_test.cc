@@ -254,6 +254,27 @@ TEST(Scheduler, AWorkerThatNeverStartsRefusesItsPool) {
   EXPECT_EQ(node.leases.size(), 1u) << "a new demand tries again";
 }
 
+TEST(Scheduler, AWorkerThatHangsInItsSetUpRefusesItsPoolAtOnce) {
+  Node node(Node::options(cpu(1)));
+  node.start_works = false;
+  node.starts_hang = true;
+  ProcessNumber driver = node.scheduler.new_process();
+  node.demand(driver, 1, cpu(1), 1);
+  node.settle();
+  ASSERT_EQ(node.refusals.size(), 1u);
+  EXPECT_EQ(node.refusals[0].why, Refusal::Why::kStartFailed);
+  EXPECT_EQ(node.started, 1u);
+  EXPECT_TRUE(node.scheduler.is_idle());
+  node.starts_hang = false;
+  node.demand(driver, 1, cpu(1), 1);
+  for (int round = 0; round < 10 && node.refusals.size() == 1; ++round) {
+    node.settle();
+    node.now += 1000 * kMs;
+  }
+  ASSERT_EQ(node.refusals.size(), 2u);
+  EXPECT_EQ(node.started, 4u) << "what ends by itself is tried three times, also after one that hung";
+}
+
 TEST(Scheduler, SurplusIdleWorkersAreStoppedUnlessTheyDecline) {
   SchedulerOptions options = Node::options(cpu(3));
   options.idle_workers_kept = 1;

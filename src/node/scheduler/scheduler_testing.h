@@ -59,6 +59,7 @@ struct Node {
         if (start_works) {
           scheduler.worker_ready(start.worker, now);
         } else {
+          if (starts_hang) scheduler.worker_hung(start.worker);
           scheduler.process_died(start.worker, now);
         }
       }
@@ -91,6 +92,7 @@ struct Node {
   Scheduler scheduler;
   int64_t now = 1'000'000;
   bool start_works = true;
+  bool starts_hang = false;  ///< those that do not work
   bool limit_reached = false;
   size_t started = 0;
   std::vector<Grant> leases;
