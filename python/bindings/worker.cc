@@ -17,6 +17,8 @@ using TaskPtr = std::shared_ptr<IncomingTask>;
 
 namespace {
 
+constexpr size_t kMethodsMax = 4096;  // remembered, each with what its calls are retried on
+
 thread_local TaskPtr running;  // of this thread
 pthread_t main_thread;
 TaskPtr main_task;           // what the main thread runs; guarded by main_task_mutex
@@ -35,6 +37,7 @@ struct ActorState {
   bool alive = false;
 };
 ActorState actor;
+PyObject* unflushed = nullptr;  // a bytearray: which of stdout and stderr hold text back
 uint64_t calls_done = 0;
 const void* counted_function = nullptr;
 
@@ -46,6 +49,15 @@ PyObject* hook(const char* name) {
     if (module) found = PyObject_GetAttrString(module.get(), name);
   }
   return found;
+}
+
+/// Text that a task has printed without a newline goes out before its answer: who gets that may end at once.
+void flush_output() {
+  const char* streams = PyByteArray_AS_STRING(unflushed);
+  if (streams[0] == 0 && streams[1] == 0) [[likely]]
+    return;
+  Object done(call_hook("skate._worker_main", "flush_output", nullptr, 0));
+  if (!done) PyErr_WriteUnraisable(nullptr);
 }
 
 struct AsyncCallObject {
@@ -147,6 +159,7 @@ void end_by_system_exit(PyObject* exception) {
 /// Answers the task with the pending Python exception, or ends the worker where that is what it means.
 void finish_with_error(Runtime& runtime, const TaskPtr& task, PyObject* callable) {
   Object exception = take_exception();
+  flush_output();
   if (PyErr_GivenExceptionMatches(exception.get(), hook("ActorExitRequest"))) {
     // The caller hears of it as of an intended death, through control.
     end_worker(0, wire::DeathKind::kIntended, "it ended itself (exit_actor)");
@@ -233,6 +246,7 @@ int yield_item(Runtime& runtime, const TaskPtr& task, PyObject* item) {
     if (task->cancelled.load() || runtime.should_exit()) return 0;
   }
   if (runtime.skip_item(*task)) return 1;
+  flush_output();
   OutgoingValue value;
   ObjectId id = runtime.item_id(*task);
   if (!to_blob(runtime, item, value, &id)) return -1;
@@ -313,6 +327,9 @@ PyObject* callable_of(const TaskPtr& task) {
     return Py_NewRef(loaded);
   }
   if (!actor.alive) return PyErr_Format(PyExc_RuntimeError, "the actor is not there yet");
+  if (actor.methods.size() >= kMethodsMax) {
+    for (auto& [name, known] : std::exchange(actor.methods, {})) Py_XDECREF(known);
+  }
   PyObject*& method = actor.methods[task->method];
   if (method == nullptr) {
     Object name(PyUnicode_FromString(task->method.c_str()));
@@ -363,11 +380,13 @@ void create_instance(Runtime& runtime, const TaskPtr& task) {
     OutgoingValue error;
     bool retry;
     Object exception = take_exception();
+    flush_output();
     if (!error_value(runtime, *task, exception.get(), nullptr, error, &retry)) PyErr_Print();
     runtime.finish_actor_creation(task, false, error.inline_value);
     end_worker(1, wire::DeathKind::kConstructor, "its constructor raised an exception");
     return;
   }
+  flush_output();
   actor.instance = instance.release();
   actor.alive = true;
   if (spec.max_concurrency > 1 || !spec.concurrency_groups.empty() || spec.is_asyncio)
@@ -426,6 +445,7 @@ void run_task(Runtime& runtime, const TaskPtr& task) {
     }
     value = Object();
     if (ok) {
+      flush_output();
       bool exits = false;
       if (task->header.max_calls != 0) {
         if (counted_function != task->function.get()) calls_done = 0;
@@ -619,10 +639,12 @@ PyObject* async_reply(PyObject* object, PyObject* args) {
     ObjectId id = result_id(*task, 0);
     ok = last && to_blob(*runtime, last.get(), results[0], &id);
   }
-  if (ok)
+  if (ok) {
+    flush_output();
     runtime->finish(task, wire::TaskStatus::kOk, std::move(results), false);
-  else
+  } else {
     finish_with_error(*runtime, task, nullptr);
+  }
   after_async_call(*runtime);
   Py_RETURN_NONE;
 }
@@ -651,6 +673,7 @@ PyObject* async_yield_value(PyObject*, PyObject* args) {
   Runtime* runtime = require_runtime();
   if (call == nullptr || runtime == nullptr) return nullptr;
   if (runtime->skip_item(*call->task)) Py_RETURN_NONE;
+  flush_output();
   OutgoingValue item;
   ObjectId id = runtime->item_id(*call->task);
   if (!to_blob(*runtime, value, item, &id)) return nullptr;
@@ -792,6 +815,10 @@ PyObject* py_run_worker(PyObject*, PyObject* args) {
   std::shared_ptr<Runtime> runtime = runtime_shared();
   set_job_json(runtime->welcome().job_json);
   main_thread = pthread_self();
+  Object main_module(PyImport_ImportModule("skate._worker_main"));
+  unflushed = main_module ? PyObject_GetAttrString(main_module.get(), "unflushed") : nullptr;
+  if (unflushed == nullptr) return nullptr;
+  if (!PyByteArray_CheckExact(unflushed)) return PyErr_Format(PyExc_TypeError, "unflushed is no bytearray");
   runtime->on_cancel(
       [raw = runtime.get()](const TaskPtr& task, bool recursive) { deliver_cancel(*raw, task, recursive); });
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 #: The call whose coroutine runs; read by the native context() and submits in an asyncio actor.
 current_call: contextvars.ContextVar[Any] = contextvars.ContextVar("skate_current_call", default=None)
 
+_METHODS_MAX = 4096  # remembered with what their calls are retried on
 _PACKAGE_DIR = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _node_ip = "127.0.0.1"
 _actor: Any = None
@@ -38,7 +39,11 @@ def setup_process(
 ) -> None:
     """Called once before the first task. What it raises means that the environment failed."""
     global _node_ip
+    from skate import _worker_main
+
     _node_ip = node_ip_address
+    if _worker_main.failure is not None:
+        raise _worker_main.failure
     if runtime_env:
         _apply_runtime_env(runtime_env, session_dir)
     if logging_config:
@@ -51,7 +56,28 @@ def setup_process(
 
 def setup_failure(exc: BaseException) -> str:
     """What those read whose tasks wait for a worker with this environment."""
-    return f"the set-up of its environment raised:\n{_traceback_text(exc).rstrip()}"
+    from skate._worker_main import WorkingDirectoryError
+
+    if isinstance(exc, WorkingDirectoryError):
+        return str(exc)
+    return f"the set-up of its environment raised:\n{_traceback_text(exc).rstrip()}{_descriptors_hint(exc)}"
+
+
+def _descriptors_hint(exc: BaseException) -> str:
+    """The cause below what an import or a library makes of it, if that is the limit of open files."""
+    import errno
+    import resource
+
+    seen: BaseException | None = exc
+    for _ in range(32):
+        if isinstance(seen, OSError) and seen.errno in (errno.EMFILE, errno.ENFILE):
+            limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+            return (
+                f"\nThe worker ran out of file descriptors, of which it may have {limit}: raise the limit "
+                "(ulimit -n) where the driver starts."
+            )
+        seen = seen.__cause__ or seen.__context__ if seen is not None else None
+    return ""
 
 
 def _apply_runtime_env(runtime_env: str, session_dir: str) -> None:
@@ -90,7 +116,7 @@ def _load_hook(hook: Any) -> Callable[[], object]:
 
 
 class RetryingFunction:
-    """A function whose task names the exceptions to retry on."""
+    """A function whose task, or a method whose call, names the exceptions to retry on."""
 
     def __init__(self, function: Callable[..., Any], types: tuple[type[BaseException], ...]) -> None:
         self.function = function
@@ -108,6 +134,7 @@ def load_function(blob: bytes) -> Callable[..., Any]:
 
 def function_name(function: Callable[..., Any] | None, method: str) -> str:
     """Of what runs: a task's `function`, or that method of this process's actor."""
+    method, _, _ = method.partition(":")
     if function is None:
         cls = _actor_class
         return f"{cls.__module__}.{cls.__name__}.{method}" if cls is not None else method
@@ -192,7 +219,13 @@ def _terminate() -> NoReturn:
 
 
 def bind_method(instance: Any, name: str) -> Callable[..., Any]:
-    """What a call of `name` runs. AttributeError if the class has no such method."""
+    """What a call of `name` runs. AttributeError if the class has no such method. Behind a colon come the
+    exception classes that this call is retried on."""
+    name, _, classes = name.partition(":")
+    if classes:
+        import base64
+
+        return RetryingFunction(bind_method(instance, name), pickle.loads(base64.b64decode(classes)))
     if name in ("__skate_call__", "__ray_call__"):
 
         def call(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -288,6 +321,8 @@ class _AsyncServer:
         if found is None:
             from skate import _signature
 
+            if len(self._methods) >= _METHODS_MAX:
+                self._methods.clear()
             method = bind_method(self._actor, name)
             is_plain = type(method).__name__ == "method" and not (
                 _signature.is_async(method) or _signature.is_generator(method)

@@ -7,6 +7,7 @@ A forked worker gets here by ``main()`` from the fork server, a spawned one by
 from __future__ import annotations
 
 import atexit
+import io
 import json
 import os
 import signal
@@ -15,6 +16,60 @@ import traceback
 import types
 from collections.abc import Callable
 from typing import Any
+
+#: One byte for each of stdout and stderr: whether it holds text that no flush has written out yet.
+unflushed = bytearray(2)
+#: What `set_up` could not do; `skate._worker.setup_process` raises it, so that the tasks here get to know.
+failure: Exception | None = None
+
+
+class WorkingDirectoryError(RuntimeError):
+    """A worker would have run in another directory than its driver."""
+
+
+class _Output(io.BufferedWriter):
+    """The buffer below stdout or stderr, which tells by `unflushed` whether it holds anything."""
+
+    def __init__(self, number: int, name: str) -> None:
+        raw = io.FileIO(number + 1, "wb", closefd=False)
+        raw.name = name
+        super().__init__(raw)
+        self._number = number
+
+    def write(self, data: Any) -> int:
+        unflushed[self._number] = 1
+        return super().write(data)
+
+    def flush(self) -> None:
+        unflushed[self._number] = 0
+        super().flush()
+
+
+def flush_output() -> None:
+    """Called after a task that left text without a newline in a buffer."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (AttributeError, OSError, ValueError):
+            continue  # replaced by the user, closed, or read by nobody any more
+    unflushed[:] = bytes(2)  # also if the user's own stream stands before ours
+
+
+def _watch_output() -> None:
+    for number, name in enumerate(("stdout", "stderr")):
+        stream = getattr(sys, name)
+        if not isinstance(getattr(stream, "buffer", None), io.BufferedWriter):
+            continue  # PYTHONUNBUFFERED, or replaced: there is nothing of ours to flush
+        watched = io.TextIOWrapper(
+            _Output(number, stream.name),
+            encoding=stream.encoding,
+            errors=stream.errors,
+            line_buffering=True,
+            write_through=True,  # or text would wait above the buffer, unseen
+        )
+        watched.mode = "w"  # type: ignore[misc]
+        setattr(sys, name, watched)
+        setattr(sys, f"__{name}__", watched)
 
 
 def main(socket_path: str, start_token: int) -> int:
@@ -26,12 +81,17 @@ def main(socket_path: str, start_token: int) -> int:
 
 def set_up(request: dict[str, Any]) -> None:
     """Makes this process look as the job's driver and environment want it: cwd, sys.path, sys.argv."""
+    global failure
     cwd = request.get("cwd")
     if cwd:
         try:
             os.chdir(cwd)
         except OSError as error:
-            print(f"skate: the worker stays in {os.getcwd()}: cannot enter {cwd}: {error}", file=sys.stderr)
+            failure = WorkingDirectoryError(
+                f"a worker cannot enter {cwd!r}, the working directory of the driver: {error.strerror}. Make it "
+                "accessible again, start the driver in another one, or name one by "
+                "runtime_env={'working_dir': ...}."
+            )
     paths = [path for path in request.get("sys_path") or [] if isinstance(path, str)]
     if paths:
         sys.path[:] = paths + [path for path in sys.path if path not in paths]
@@ -43,10 +103,7 @@ def set_up(request: dict[str, Any]) -> None:
     module.__dict__["__builtins__"] = __builtins__
     sys.modules["__main__"] = module
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    for stream in (sys.stdout, sys.stderr):
-        reconfigure = getattr(stream, "reconfigure", None)
-        if reconfigure is not None:
-            reconfigure(line_buffering=True)
+    _watch_output()
 
 
 def run_and_exit(entry: Callable[[str, int], int], request: dict[str, Any]) -> None:
@@ -72,6 +129,6 @@ def run_and_exit(entry: Callable[[str, int], int], request: dict[str, Any]) -> N
 
 
 if __name__ == "__main__":
-    from skate._worker_main import main as _entry  # not the copy called __main__
+    from skate import _worker_main  # not the copy called __main__
 
-    run_and_exit(_entry, json.loads(sys.argv[1]))
+    _worker_main.run_and_exit(_worker_main.main, json.loads(sys.argv[1]))

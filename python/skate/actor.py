@@ -25,6 +25,7 @@ BUILTIN_METHODS.update(
 
 _ASYNC_CONCURRENCY = 1000
 _VARIANTS_MAX = 64
+_CLASSES_BYTES_MAX = 32 * 1024  # of the exceptions that a call brings along; its method's name takes 64 KiB
 
 
 class ActorClassInheritanceException(TypeError):
@@ -385,12 +386,8 @@ def _bind(
     """The native submit of a method with these options."""
     options = {**spec.options, **{k: v for k, v in changes.items() if v is not None}}
     num_returns, mode = _options.returns(options.get("num_returns"), spec.is_generator)
-    retry = options.get("retry_exceptions", False)
-    if isinstance(retry, (list, tuple)):
-        raise ValueError(
-            "a call cannot bring exception classes along: put retry_exceptions=[...] on the method by "
-            "@skate.method"
-        )
+    retry = changes.get("retry_exceptions")
+    wire_name = f"{name}:{_classes_text(class_name, name, retry)}" if retry else name
     group = options.get("concurrency_group") or ""
     if group and group not in spec.groups:
         names = ", ".join(map(repr, spec.groups)) or "none"
@@ -401,13 +398,13 @@ def _bind(
     backpressure = options.get("_generator_backpressure_num_objects")
     events = options.get("enable_task_events")
     made = core.method(
-        name,
+        wire_name,
         {
             "num_returns": num_returns,
             "mode": mode,
             "concurrency_group": group,
             "max_task_retries": options.get("max_task_retries"),
-            "retry_exceptions": retry,
+            "retry_exceptions": bool(options.get("retry_exceptions", False)),
             "backpressure": -1 if backpressure is None else backpressure,
             "name": options.get("name") or f"{class_name}.{name}",
             "enable_task_events": True if events is None else events,
@@ -415,6 +412,23 @@ def _bind(
         },
     )
     return made.submit
+
+
+def _classes_text(class_name: str, name: str, classes: bool | list[Any] | tuple[Any, ...]) -> str:
+    """What a call is to be retried on, as text behind its method's name; `_worker.bind_method` reads it."""
+    import base64
+
+    from skate.remote_function import dump_code
+
+    given = (Exception,) if classes is True else tuple(classes)  # type: ignore[arg-type]
+    blob = dump_code(given, f"retry_exceptions of {class_name}.{name}", given)
+    if len(blob) > _CLASSES_BYTES_MAX:
+        raise ValueError(
+            f"the exception classes in retry_exceptions of {class_name}.{name} take {len(blob)} bytes when "
+            f"pickled, above {_CLASSES_BYTES_MAX}: put them into a module that the workers can import, or "
+            "on the method by @skate.method"
+        )
+    return base64.b64encode(blob).decode()
 
 
 class ActorMethodOptions:

@@ -8,6 +8,7 @@ import logging
 from typing import Any
 
 _ENCODINGS = ("TEXT", "JSON")
+_LEVELS = ("CRITICAL", "ERROR", "WARNING", "INFO", "DEBUG", "NOTSET")
 _OWN_ATTRIBUTES = ("asctime", "levelname", "message", "filename", "lineno")
 
 
@@ -25,6 +26,11 @@ class LoggingConfig:
     def __post_init__(self) -> None:
         if self.encoding not in _ENCODINGS:
             raise ValueError(f"encoding must be one of {', '.join(_ENCODINGS)}, not {self.encoding!r}")
+        if not isinstance(self.log_level, str) or not isinstance(logging.getLevelName(self.log_level), int):
+            raise ValueError(
+                f"log_level must be one of {', '.join(_LEVELS)}, not {self.log_level!r} (a level of your own "
+                "needs logging.addLevelName before, in the workers too: by a worker_process_setup_hook)"
+            )
         known = _standard_attributes()
         for name in self.additional_log_standard_attrs:
             if name not in known:

@@ -1039,8 +1039,19 @@ def test_retry_exceptions_of_methods():
     assert not _worker.should_retry(ValueError(), flaky.call)
     assert _worker.should_retry(ValueError(), flaky.any)
     assert not _worker.should_retry(KeyboardInterrupt(), flaky.any)
-    with pytest.raises(ValueError, match=r"skate\.method"):
-        skate.get(skate.remote(Flaky).remote().any.options(retry_exceptions=[KeyError]).remote())
+    brought = _worker.RetryingFunction(flaky.any, (KeyError,))
+    assert _worker.should_retry(KeyError(), brought)
+    assert not _worker.should_retry(ValueError(), brought)
+
+
+def test_exception_classes_that_a_call_brings_are_bounded():
+    class Plain:
+        def call(self):
+            pass
+
+    huge = type("Huge", (Exception,), {"text": "x" * 40_000})
+    with pytest.raises(ValueError, match=r"retry_exceptions of Plain\.call take \d+ bytes"):
+        skate.remote(Plain).remote().call.options(retry_exceptions=[huge]).remote()
 
 
 def test_asyncio_generators_are_closed():
@@ -1146,9 +1157,20 @@ def test_logging_config():
 
     from skate.logging_config import LoggingConfig, _Formatter
 
-    for bad in ({"encoding": "X"}, {"additional_log_standard_attrs": ["zz"]}):
+    for bad in (
+        {"encoding": "X"},
+        {"additional_log_standard_attrs": ["zz"]},
+        {"log_level": "NONSENSE"},
+        {"log_level": "info"},
+        {"log_level": 20},
+        {"log_level": None},
+    ):
         with pytest.raises(ValueError):
             skate.LoggingConfig(**bad)
+    with pytest.raises(ValueError, match="CRITICAL, ERROR, WARNING, INFO, DEBUG, NOTSET, not 'NONSENSE'"):
+        skate.LoggingConfig(log_level="NONSENSE")
+    logging.addLevelName(15, "CHATTY")
+    assert skate.LoggingConfig(log_level="CHATTY").log_level == "CHATTY"
     config = LoggingConfig(encoding="JSON", additional_log_standard_attrs=["name"])
     assert LoggingConfig.from_dict(config.to_dict()) == config
     record = logging.makeLogRecord({"name": "n", "msg": "hello %s", "args": ("you",), "k": 5})

@@ -157,6 +157,43 @@ def test_retry_exceptions_of_methods(tally):
     ray.kill(a)
 
 
+@pytest.mark.parametrize("kind", ["sync", "threaded", "asyncio"])
+def test_retry_exceptions_of_one_call(tally, kind):
+    class Again(Exception):
+        pass
+
+    class Body:
+        @ray.method(retry_exceptions=[ValueError])
+        def f(self, t, error, times):
+            if ray.get(t.add.remote()) <= times:
+                raise error("again")
+            return "done"
+
+    class Async(Body):
+        async def other(self):
+            pass
+
+    cls = Async if kind == "asyncio" else Body
+    a = ray.remote(num_cpus=0, max_concurrency=2 if kind == "threaded" else 1)(cls).remote()
+    assert (
+        ray.get(a.f.options(max_task_retries=3, retry_exceptions=[Again]).remote(tally, Again, 2)) == "done"
+    )
+    assert len(ray.get(tally.all.remote())) == 3
+    with pytest.raises(ValueError):  # the call's classes stand instead of the method's
+        ray.get(
+            a.f.options(max_task_retries=3, retry_exceptions=(Again, KeyError)).remote(tally, ValueError, 9)
+        )
+    assert len(ray.get(tally.all.remote())) == 4
+    assert (
+        ray.get(a.f.options(max_task_retries=3, retry_exceptions=True).remote(tally, KeyError, 6)) == "done"
+    )
+    assert len(ray.get(tally.all.remote())) == 7
+    with pytest.raises(KeyError):
+        ray.get(a.f.options(max_task_retries=3).remote(tally, KeyError, 99))
+    assert len(ray.get(tally.all.remote())) == 8
+    ray.kill(a)
+
+
 def test_kill_without_no_restart():
     a = Fragile.options(max_restarts=1).remote()
     first_pid, _ = ray.get(a.ping.remote())

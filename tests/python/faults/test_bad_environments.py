@@ -64,6 +64,74 @@ def test_a_task_that_nobody_wants_starts_no_workers_for_ever(cluster, give_up):
     assert workers_started() - before <= 3 * STARTS_MAX
 
 
+def hang():
+    import threading
+
+    print("HOOK BEGINS")
+    threading.Event().wait()
+
+
+@pytest.mark.parametrize("hook", [hang, "signal.pause"], ids=["callable", "named"])
+def test_a_hook_that_hangs(hook):
+    env = {"worker_process_setup_hook": hook, "config": {"setup_timeout_seconds": 1}}
+    with pytest.raises(RuntimeEnvSetupError) as error:
+        skate.get(skate.remote(bare_task).options(runtime_env=env).remote(), timeout=50)
+    text = str(error.value)
+    name = hook if isinstance(hook, str) else f"{__name__}.hang"
+    assert f"'{name}' did not return within 1 s" in text and "setup_timeout_seconds" in text
+    assert ("HOOK BEGINS" in text) == (hook is hang), "what it printed tells how far it came"
+
+
+def test_an_actor_whose_hook_hangs():
+    class Actor:
+        def call(self):
+            return 1
+
+    env = {"worker_process_setup_hook": hang, "config": {"setup_timeout_seconds": 1}}
+    actor = skate.remote(Actor).options(runtime_env=env).remote()
+    with pytest.raises(RuntimeEnvSetupError, match="did not return within 1 s"):
+        skate.get(actor.call.remote(), timeout=50)
+
+
+def test_a_hook_without_limit_takes_its_time():
+    def slow():
+        import time
+
+        time.sleep(1.5)
+
+    env = {"worker_process_setup_hook": slow, "config": {"setup_timeout_seconds": -1}}
+    assert skate.get(skate.remote(bare_task).options(runtime_env=env).remote(), timeout=50) == 1
+
+
+@pytest.mark.parametrize("reason", ["No such file or directory", "Not a directory"])
+def test_the_drivers_directory_cannot_be_entered(driver, tmp_path, reason):
+    place = tmp_path / "place"
+    place.mkdir()
+    d = driver(
+        "import os, skate\n"
+        f"os.chdir({str(place)!r})\n"
+        "skate.init(num_cpus=2, log_to_driver=False)\n"
+        "print('BEFORE', skate.get(skate.remote(lambda: os.getcwd()).remote()))\n"
+        "input()\n"
+        "class Actor:\n    def call(self):\n        return 1\n"
+        "for ref in (skate.remote(lambda: os.getcwd()).options(runtime_env={'env_vars': {'NEW': 'worker'}}).remote(),\n"
+        "            skate.remote(Actor).options(runtime_env={'env_vars': {'NEW': 'actor'}}).remote().call.remote()):\n"
+        "    try:\n        print('WRONG', skate.get(ref, timeout=40))\n"
+        "    except skate.exceptions.RuntimeEnvSetupError as error:\n"
+        "        print('FAILED', str(error).replace(chr(10), ' '))\n"
+    )
+    assert d.until("BEFORE") == str(place)
+    place.rmdir()
+    if reason == "Not a directory":
+        place.write_text("")
+    d.tell()
+    rc, out = d.finish()
+    failures = [line for line in out.splitlines() if line.startswith("FAILED")]
+    assert rc == 0 and len(failures) == 2, out
+    for text in failures:
+        assert str(place) in text and reason in text and "working_dir" in text, text
+
+
 def test_other_environments_go_on():
     assert skate.get(skate.remote(bare_task).remote(), timeout=50) == 1
 

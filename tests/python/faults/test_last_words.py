@@ -34,6 +34,61 @@ def test_last_words_are_shown(driver, work, end):
         assert code == 0 and out.count("last words") == 1, out
 
 
+PARTIAL = {
+    "task": TASK,
+    "actor": ACTOR,
+    "threaded": ACTOR.replace("remote\nclass", "remote(max_concurrency=2)\nclass"),
+    "asyncio": ACTOR.replace("    def last", "    async def other(self):\n        pass\n    def last"),
+    "coroutine": ACTOR.replace("def last", "async def last"),
+    "constructor": ACTOR.replace("def last", "def last(self):\n        pass\n    def __init__"),
+    "raises": TASK.replace("\nskate.get", "\n    raise ValueError\nskate.wait").replace(
+        "last.remote()", "[last.remote()]"
+    ),
+    "generator": TASK.replace('words")', 'words")\n    yield 1\n    time.sleep(600)').replace(
+        "(last.remote())", "(next(last.remote()))"
+    ),
+}
+
+
+BUFFERED = {"PYTHONUNBUFFERED": ""}
+IN_THE_LOG = """
+import glob
+logs = skate.init(ignore_reinit_error=True).address_info["session_dir"] + "/logs/worker-*"
+until = time.monotonic() + 20
+while time.monotonic() < until and not any("last words" in open(path).read() for path in glob.glob(logs)):
+    time.sleep(0.02)
+print("LOGGED", any("last words" in open(path).read() for path in glob.glob(logs)))
+"""
+
+
+@pytest.mark.parametrize("stream", ["sys.stdout", "sys.stderr"])
+@pytest.mark.parametrize("work", PARTIAL.values(), ids=PARTIAL.keys())
+def test_words_without_a_newline_leave_the_worker(driver, work, stream):
+    """With the answer, not with the end of the worker, which may be killed before that."""
+    work = work.replace('words")', f'words", end="", file={stream})')
+    code, out = driver(
+        "import sys, time, skate\nskate.init(num_cpus=1)\n" + work + IN_THE_LOG, env=BUFFERED
+    ).finish()
+    assert code == 0 and "LOGGED True" in out and out.count("last words") == 1, out
+
+
+def test_bytes_below_the_text_leave_the_worker(driver):
+    work = TASK.replace('print("last words")', 'sys.stdout.buffer.write(b"last words")')
+    code, out = driver(
+        "import sys, time, skate\nskate.init(num_cpus=1)\n" + work + IN_THE_LOG, env=BUFFERED
+    ).finish()
+    assert code == 0 and "LOGGED True" in out and out.count("last words") == 1, out
+
+
+def test_a_stream_of_the_users_own_is_left_alone(driver):
+    work = TASK.replace(
+        'print("last words")', 'sys.stdout = open("/dev/null", "w"); print("nobody"); return 5'
+    )
+    work += "print('GOT', skate.get(last.remote()))\n"
+    code, out = driver("import sys, skate\nskate.init(num_cpus=1)\n" + work, env=BUFFERED).finish()
+    assert code == 0 and "GOT 5" in out and "nobody" not in out, out
+
+
 def test_how_often_a_line_was_repeated_is_shown(driver):
     code, out = driver("import skate\nskate.init(num_cpus=1)\n" + SAME_LINE).finish()
     assert code == 0, out
