@@ -17,10 +17,13 @@ import types
 from collections.abc import Callable
 from typing import Any
 
-#: One byte for each of stdout and stderr: whether it holds text that no flush has written out yet.
+#: One byte for each of stdout and stderr: whether it was written to since `flush_output` last ran.
 unflushed = bytearray(2)
 #: What `set_up` could not do; `skate._worker.setup_process` raises it, so that the tasks here get to know.
 failure: Exception | None = None
+
+
+_write = io.BufferedWriter.write
 
 
 class WorkingDirectoryError(RuntimeError):
@@ -28,7 +31,7 @@ class WorkingDirectoryError(RuntimeError):
 
 
 class _Output(io.BufferedWriter):
-    """The buffer below stdout or stderr, which tells by `unflushed` whether it holds anything."""
+    """The buffer below stdout or stderr, which tells by `unflushed` that it may hold something."""
 
     def __init__(self, number: int, name: str) -> None:
         raw = io.FileIO(number + 1, "wb", closefd=False)
@@ -38,21 +41,17 @@ class _Output(io.BufferedWriter):
 
     def write(self, data: Any) -> int:
         unflushed[self._number] = 1
-        return super().write(data)
-
-    def flush(self) -> None:
-        unflushed[self._number] = 0
-        super().flush()
+        return _write(self, data)
 
 
 def flush_output() -> None:
-    """Called after a task that left text without a newline in a buffer."""
+    """Called after a task that printed: what it left without a newline is in a buffer."""
+    unflushed[:] = bytes(2)
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
         except (AttributeError, OSError, ValueError):
             continue  # replaced by the user, closed, or read by nobody any more
-    unflushed[:] = bytes(2)  # also if the user's own stream stands before ours
 
 
 def _watch_output() -> None:
