@@ -13,7 +13,7 @@ struct Scheduler::Pass {
   std::map<const Class*, uint32_t> waiting_for_worker;
   std::map<JobId, Resources> promised;  ///< counts as used when turns are decided
   std::set<const Class*> stuck;
-  const Patience* starving = nullptr;
+  std::set<const Room*> kept;
   bool at_workers_max = false;
 };
 
@@ -76,6 +76,7 @@ void Scheduler::lease_returned(ProcessNumber owner, LeaseNumber number, bool wor
   EntryKey key = found->second.entry;
   end_lease(number);
   if (auto entry = entries_.find(key); entry != entries_.end()) {
+    entry->second.waiting_since_us = now_us;  // it had its turn
     if (entry->second.wanted > entry->second.held) {
       enqueue(key, entry->second, now_us);
     } else if (entry->second.wanted == 0 && entry->second.held == 0) {
@@ -201,6 +202,8 @@ void Scheduler::works(ProcessNumber number, int64_t work_us) {
   if (work_us >= 0) {
     lease.begun_us = work_us;
     lease.idle_since_us = 0;
+    if (auto entry = entries_.find(lease.entry); entry != entries_.end())
+      entry->second.waiting_since_us = std::max(entry->second.waiting_since_us, work_us);
   } else {  // what it ran before this lease says nothing
     lease.idle_since_us = -work_us > lease.granted_us ? -work_us : 0;
   }
@@ -226,8 +229,7 @@ void Scheduler::reserve(const PlacementGroupId& id, uint64_t attempt, Bundles bu
   group.wanted = std::move(bundles);
 }
 
-bool Scheduler::has_room(const Bundles& bundles) const {
-  ResourceBook trial = book_;
+bool Scheduler::has_room(ResourceBook trial, const Bundles& bundles) {
   return std::all_of(bundles.begin(), bundles.end(), [&](const auto& bundle) {
     if (!trial.fits(bundle.second)) return false;
     trial.take(bundle.second);
@@ -236,7 +238,7 @@ bool Scheduler::has_room(const Bundles& bundles) const {
 }
 
 bool Scheduler::try_reserve(const PlacementGroupId& id, Group& group) {
-  if (!has_room(group.wanted)) return false;
+  if (!has_room(book_, group.wanted)) return false;
   for (const auto& [index, wanted] : group.wanted) {
     Allocation reserved = book_.take(wanted);
     ResourceBook book(reserved);
@@ -321,28 +323,23 @@ void Scheduler::review_classes(const PlacementGroupId& id) {
     if (key.place.group == id) cls.feasible = is_feasible(key);
 }
 
+/// False: it does not fit, or not beside what is set aside for others.
+bool Scheduler::reserve_beside(const PlacementGroupId& id, Group& group, Pass& pass) {
+  return book_.fits_beside(group.sum, pass.reserved[Spot{}]) && try_reserve(id, group);
+}
+
 /// Groups that fit are reserved, those that have waited longest first; a smaller one may overtake.
 void Scheduler::reserve_waiting(Pass& pass, Decisions& out) {
   std::vector<std::pair<int64_t, PlacementGroupId>> order;
   for (const auto& [id, group] : groups_) {
-    if (!group.reserved) order.emplace_back(group.waiting_since_us, id);
+    if (!group.reserved && !pass.kept.contains(&group)) order.emplace_back(group.waiting_since_us, id);
   }
   std::sort(order.begin(), order.end());
   for (const auto& [since_us, id] : order) {
     Group& group = groups_.at(id);
-    auto kept = pass.reserved.find(Spot{});
-    const bool beside =
-        &group == pass.starving || kept == pass.reserved.end() || book_.fits_beside(group.sum, kept->second);
-    if (!beside || !try_reserve(id, group)) {
-      if (group.waits) continue;
-      out.reserved.push_back({id, group.attempt, false});
-      groups_.erase(id);
-      continue;
-    }
-    if (&group == pass.starving) {
-      subtract_from(pass.reserved[Spot{}], group.sum);
-      pass.starving = nullptr;
-    }
+    if (reserve_beside(id, group, pass) || group.waits) continue;
+    out.reserved.push_back({id, group.attempt, false});
+    groups_.erase(id);
   }
   for (auto& [id, group] : groups_)
     if (group.reserved && !std::exchange(group.told, true)) out.reserved.push_back({id, group.attempt, true});
@@ -403,7 +400,7 @@ void Scheduler::enqueue(const EntryKey& key, Entry& entry, int64_t now_us) {
     cls->second.feasible = is_feasible(entry.class_key);
   }
   entry.turn = ++last_turn_;
-  if (cls->second.queue.empty()) cls->second.waiting_since_us = now_us;
+  entry.waiting_since_us = now_us;
   cls->second.queue.emplace(entry.turn, key);
 }
 
@@ -549,58 +546,60 @@ void Scheduler::settle_refusals(int64_t, Decisions& out) {
   for (const auto& [message, keys] : too_large) refuse(keys, Refusal::Why::kBundleTooSmall, message, {});
 }
 
-void Scheduler::match(int64_t now_us, Pass& pass, Decisions& out) {
-  // Who starves is served first; until it can be, room is kept for it, for a bounded time.
-  Patience* starving = nullptr;
-  Class* starving_class = nullptr;
-  auto consider = [&](Patience& waiter, Class* cls) {
-    if (now_us - waiter.waiting_since_us < options_.starving_us) return;
-    if (waiter.room_kept_until_us != 0 && now_us >= waiter.room_kept_until_us) {
-      waiter.room_kept_until_us = 0;
-      waiter.room_again_at_us = now_us + options_.keep_room_us;
-    }
-    if (now_us < waiter.room_again_at_us) return;
-    if (starving != nullptr && starving->waiting_since_us <= waiter.waiting_since_us) return;
-    starving = &waiter;
-    starving_class = cls;
+/// Who has got nothing for so long that his turn comes before all others', longest wait first.
+std::vector<Scheduler::Waiter> Scheduler::starving(int64_t now_us) {
+  std::vector<Waiter> out;
+  auto consider = [&](const Waiter& waiter) {
+    if (now_us - waiter.since_us >= options_.starving_us) out.push_back(waiter);
   };
   for (auto& [key, cls] : classes_)
-    if (cls.feasible) consider(cls, &cls);
+    if (cls.feasible) consider({waiting_since_us(cls), &cls, nullptr, {}});
   for (auto& [id, group] : groups_)
-    if (!group.reserved) consider(group, nullptr);
-  // Room is kept only where leases that end can make it; actors stay.
-  auto keep_room = [&](const Spot& spot, const Resources& need) {
-    Resources reachable = book_at(spot).available();
+    if (!group.reserved) consider({group.waiting_since_us, nullptr, &group, id});
+  std::stable_sort(out.begin(), out.end(),
+                   [](const Waiter& a, const Waiter& b) { return a.since_us < b.since_us; });
+  return out;
+}
+
+int64_t Scheduler::waiting_since_us(const Class& cls) const {
+  int64_t since_us = INT64_MAX;
+  for (const auto& [turn, key] : cls.queue) since_us = std::min(since_us, entries_.at(key).waiting_since_us);
+  return since_us;
+}
+
+/// What `waiter` needs goes to nobody else, as long as the ends of leases can bring it; but not of those that
+/// have outlasted the time for which room was kept: these must end first, and till then others may pass.
+void Scheduler::keep_room(const Waiter& waiter, int64_t now_us, Pass& pass) {
+  Room& room = waiter.cls ? static_cast<Room&>(*waiter.cls) : *waiter.group;
+  if (room.kept_until_us != 0 && now_us >= room.kept_until_us) room = {0, last_lease_};
+  const Resources& need = waiter.cls ? waiter.cls->key.resources : waiter.group->sum;
+  for (const Spot& spot : waiter.cls ? spots_of(waiter.cls->key.place) : std::vector<Spot>{Spot{}}) {
+    ResourceBook then = book_at(spot);
     for (const auto& [number, lease] : leases_)
-      if (lease.entry.owner != 0 && lease.spot == spot) add_to(reachable, lease.allocation.amounts);
-    if (!std::all_of(need.begin(), need.end(),
-                     [&](const auto& item) { return reachable[item.first] >= item.second; }))
-      return false;
-    if (starving->room_kept_until_us == 0) starving->room_kept_until_us = now_us + options_.keep_room_us;
-    pass.starving = starving;
+      if (number > room.outlasted && lease.entry.owner != 0 && lease.spot == spot)
+        then.give_back(lease.allocation);
+    if (waiter.cls ? !then.fits(need) : !has_room(std::move(then), waiter.group->wanted)) continue;
+    // As long as it has waited: however long tasks are, after a few rounds they end in time.
+    if (room.kept_until_us == 0)
+      room.kept_until_us = now_us + std::max(options_.keep_room_us, now_us - waiter.since_us);
     add_to(pass.reserved[spot], need);
-    return true;
-  };
-  if (starving_class != nullptr) {
-    const ClassKey& key = starving_class->key;
-    const std::vector<Spot> spots = spots_of(key.place);
-    if (std::any_of(spots.begin(), spots.end(),
-                    [&](const Spot& spot) { return book_at(spot).fits(key.resources); })) {
-      serve(*starving_class, now_us, pass, out);
-    } else {
-      for (const Spot& spot : spots)
-        if (keep_room(spot, key.resources)) break;
-    }
-  } else if (starving != nullptr) {
-    keep_room(Spot{}, static_cast<Group*>(starving)->sum);
+    pass.kept.insert(&room);
+    return;
   }
+  room.kept_until_us = 0;
+}
+
+void Scheduler::match(int64_t now_us, Pass& pass, Decisions& out) {
+  for (const Waiter& waiter : starving(now_us))
+    if (waiter.cls ? !serve(*waiter.cls, now_us, pass, out) : !reserve_beside(waiter.id, *waiter.group, pass))
+      keep_room(waiter, now_us, pass);
   reserve_waiting(pass, out);
   while (true) {
     Class* next = nullptr;
     std::tuple<int64_t, int32_t, uint64_t> best;
     std::map<JobId, int64_t> shares;
     for (auto& [key, cls] : classes_) {
-      if (!cls.feasible || &cls == pass.starving || pass.stuck.count(&cls)) continue;
+      if (!cls.feasible || pass.kept.contains(&cls) || pass.stuck.count(&cls)) continue;
       auto [share, fresh] = shares.try_emplace(key.job, 0);
       if (fresh) {
         Resources used = job(key.job).used;
@@ -647,7 +646,11 @@ bool Scheduler::serve(Class& cls, int64_t now_us, Pass& pass, Decisions& out) {
   pool.idle.erase(std::prev(pool.idle.end()));
   Worker& worker = workers_.at(worker_number);
 
-  EntryKey key = cls.queue.begin()->second;
+  const auto longest =
+      std::min_element(cls.queue.begin(), cls.queue.end(), [&](const auto& a, const auto& b) {
+        return entries_.at(a.second).waiting_since_us < entries_.at(b.second).waiting_since_us;
+      });
+  const EntryKey key = longest->second;
   Entry& entry = entries_.at(key);
   Lease lease{key,
               class_key,
@@ -665,8 +668,8 @@ bool Scheduler::serve(Class& cls, int64_t now_us, Pass& pass, Decisions& out) {
   worker.blocked = false;
   leases_.emplace(number, std::move(lease));
 
-  cls.waiting_since_us = now_us;
-  cls.room_kept_until_us = cls.room_again_at_us = 0;
+  static_cast<Room&>(cls) = {};
+  entry.waiting_since_us = now_us;
   ++entry.held;
   bool last = cls.queue.size() == 1 && entry.held >= entry.wanted;
   if (last) {  // the class is about to go: forget its address
@@ -729,20 +732,24 @@ bool Scheduler::is_unused(const Lease& lease, int64_t now_us) const {
   return lease.idle_since_us != 0 && now_us - lease.idle_since_us >= options_.idle_lease_us;
 }
 
+bool Scheduler::is_recallable(const Lease& lease, int64_t now_us) const {
+  return lease.recalled_us < 0 && lease.entry.owner != 0 &&
+         (is_unused(lease, now_us) || now_us - lease.granted_us >= options_.quantum_us);
+}
+
 bool Scheduler::is_overdue(const Lease& lease, int64_t now_us) const {
   return lease.recalled_us >= 0 && now_us - lease.recalled_us >= options_.recall_answer_us;
 }
 
 /// Leases of `spot` whose end brings what `lacks` (or, anywhere, a worker), those first that are likely to
-/// end soon; with `all` not just enough of them. Empty when that is not enough.
+/// end soon; with `all` not just enough of them. Empty when that is not enough, unless `some` will do.
 std::vector<Scheduler::Lease*> Scheduler::recallable(const Spot& spot, Resources lacks, bool lacks_worker,
-                                                     int64_t now_us, bool all,
+                                                     int64_t now_us, bool all, bool some,
                                                      const std::function<bool(const Lease&)>& may) {
   std::vector<std::tuple<bool, int64_t, LeaseNumber, Lease*>> order;
   for (auto& [number, lease] : leases_) {
-    if (lease.recalled_us >= 0 || lease.entry.owner == 0) continue;
+    if (!is_recallable(lease, now_us)) continue;
     const bool unused = is_unused(lease, now_us);
-    if (!unused && now_us - lease.granted_us < options_.quantum_us) continue;
     // Whose task began last is likely to have short ones.
     order.emplace_back(!unused, unused ? lease.idle_since_us : -std::max(lease.begun_us, lease.granted_us),
                        number, &lease);
@@ -765,31 +772,40 @@ std::vector<Scheduler::Lease*> Scheduler::recallable(const Spot& spot, Resources
       if (auto lack = lacks.find(name); lack != lacks.end() && (lack->second -= units) <= 0)
         lacks.erase(lack);
   }
-  if (!lacks.empty() || lacks_worker) victims.clear();
+  if (!some && (!lacks.empty() || lacks_worker)) victims.clear();
   return victims;
 }
 
 void Scheduler::recall(int64_t now_us, const Pass& pass, Decisions& out) {
   std::map<Spot, Resources> coming{{Spot{}, book_.available()}};
-  for (const auto& [spot, bundle] : bundles_) coming[spot] = bundle.book.available();
+  std::map<Spot, ResourceBook> then{{Spot{}, book_}};
+  for (const auto& [spot, bundle] : bundles_) {
+    coming[spot] = bundle.book.available();
+    then.emplace(spot, bundle.book);
+  }
   int64_t workers_coming = 0;
   Shares shares;
   auto comes = [&](const Lease& lease) {
     add_to(coming[lease.spot], to_come(lease));
+    then.at(lease.spot).give_back(lease.allocation);
     ++workers_coming;
   };
-  auto lacking = [](const Resources& need, const Resources& have) {
+  auto lacking = [&](const Resources& need, const Spot& spot) {
+    const Resources& have = coming[spot];
     Resources lacks;
     for (const auto& [name, units] : need)
       if (auto there = have.find(name); there == have.end() || there->second < units)
         lacks[name] = units - (there == have.end() ? 0 : std::max<int64_t>(0, there->second));
-    return lacks;
+    // Enough in sum may still be scattered over GPUs.
+    return lacks.empty() ? then.at(spot).lacking(need) : lacks;
   };
   for (const auto& [id, held_by] : jobs_) shares.used[id] = held_by.used;
   int64_t last_overdue_us = -1;
+  bool may_be_recalled = false;
   for (const auto& [number, lease] : leases_) {
     const bool overdue = is_overdue(lease, now_us);
     if (overdue) last_overdue_us = std::max(last_overdue_us, lease.recalled_us);
+    may_be_recalled |= is_recallable(lease, now_us);
     if (lease.recalled_us < 0 || overdue) {
       ++shares.held[lease.entry];
       continue;
@@ -803,50 +819,56 @@ void Scheduler::recall(int64_t now_us, const Pass& pass, Decisions& out) {
     out.recalls.push_back({lease.entry.owner, workers_.at(lease.worker).lease});
   };
   // For who was not answered in time, all are called that may be.
-  auto is_urgent = [&](const Patience& waiter) { return last_overdue_us >= waiter.waiting_since_us; };
+  auto is_urgent = [&](int64_t since_us) { return last_overdue_us >= since_us; };
   // A group takes its room for good, as an actor does: leases are recalled for it whoever holds them.
   for (const auto& [id, group] : groups_) {
     if (group.reserved) continue;
-    for (Lease* lease : recallable(Spot{}, lacking(group.sum, coming[Spot{}]), false, now_us,
-                                   is_urgent(group), [](const Lease&) { return true; }))
+    for (Lease* lease :
+         recallable(Spot{}, lacking(group.sum, Spot{}), false, now_us, is_urgent(group.waiting_since_us),
+                    pass.kept.contains(&group), [](const Lease&) { return true; }))
       call_back(*lease);
-    if (lacking(group.sum, coming[Spot{}]).empty()) subtract_from(coming[Spot{}], group.sum);
+    if (lacking(group.sum, Spot{}).empty()) subtract_from(coming[Spot{}], group.sum);
   }
-  std::vector<std::tuple<int64_t, int32_t, uint64_t, const Class*>> order;
+  // Those for whom room is kept come first, the longest wait before others; what is kept is not others'.
+  std::vector<std::tuple<int64_t, int64_t, int32_t, uint64_t, const Class*>> order;
   for (const auto& [key, cls] : classes_)
     if (cls.feasible)
-      order.emplace_back(book_.dominant_share(job(key.job).used), -key.priority, cls.queue.begin()->first,
+      order.emplace_back(pass.kept.contains(&cls) ? waiting_since_us(cls) : INT64_MAX,
+                         book_.dominant_share(job(key.job).used), -key.priority, cls.queue.begin()->first,
                          &cls);
   std::sort(order.begin(), order.end());
-  for (const auto& [share, priority, turn, cls] : order) {
+  for (const auto& [since_us, share, priority, turn, cls] : order) {
     const Resources& need = cls->key.resources;
     const std::vector<Spot> spots = spots_of(cls->key.place);
-    const auto fitting =
-        std::find_if(spots.begin(), spots.end(), [&](const Spot& spot) { return book_at(spot).fits(need); });
+    const auto fitting = std::find_if(spots.begin(), spots.end(), [&](const Spot& spot) {
+      return book_at(spot).fits(need) && lacking(need, spot).empty();
+    });
     const bool waits_for_worker = fitting != spots.end();
     if (waits_for_worker && !pass.at_workers_max) {
       subtract_from(coming[*fitting], need);
       continue;
     }
-    const bool starves = now_us - cls->waiting_since_us >= options_.starving_us;
-    const bool urgent = is_urgent(*cls);
+    const bool kept = pass.kept.contains(cls);
     bool served = true;
-    for (auto item = cls->queue.begin(); served && item != cls->queue.end(); ++item) {
+    for (auto item = cls->queue.begin(); (served || may_be_recalled) && item != cls->queue.end(); ++item) {
+      served = true;
       const EntryKey key = item->second;
       const Entry& entry = entries_.at(key);
+      const bool urgent = is_urgent(entry.waiting_since_us);
+      // Who starves may take from anybody, but one lease at a time.
+      bool starves = now_us - entry.waiting_since_us >= options_.starving_us;
       for (uint32_t missing = entry.wanted - entry.held; served && missing > 0; --missing) {
         served = false;
         for (const Spot& spot : spots) {
           if (!book_at(spot).feasible(need)) continue;
           const bool lacks_worker = waits_for_worker && workers_coming <= 0;
-          const Resources lacks = lacking(need, coming[spot]);
+          const Resources lacks = lacking(need, spot);
           const Shares before = shares;
           const bool lacked = lacks_worker || !lacks.empty();
           const std::vector<Lease*> victims =
-              recallable(spot, lacks, lacks_worker, now_us, urgent, [&](const Lease& lease) {
-                const bool may = lease.entry != key &&
-                                 (is_unused(lease, now_us) || may_recall_for(lease, key, entry, shares) ||
-                                  (starves && entry.held == 0));
+              recallable(spot, lacks, lacks_worker, now_us, urgent, kept && starves, [&](const Lease& lease) {
+                const bool may = lease.entry != key && (starves || is_unused(lease, now_us) ||
+                                                        may_recall_for(lease, key, entry, shares));
                 if (may && !urgent) shares.move(lease, key, cls->key);
                 return may;
               });
@@ -860,6 +882,7 @@ void Scheduler::recall(int64_t now_us, const Pass& pass, Decisions& out) {
           served = true;
           break;
         }
+        starves = false;
       }
     }
   }
@@ -917,16 +940,15 @@ std::optional<int64_t> Scheduler::next_deadline(int64_t now_us) const {
     if (time_us > now_us && (!next || time_us < *next)) next = time_us;
   };
   bool waiting = false;
-  auto wake_for = [&](const Patience& waiter) {
+  auto wake_for = [&](int64_t since_us, const Room& room) {
     waiting = true;
-    at(waiter.waiting_since_us + options_.starving_us);
-    at(waiter.room_kept_until_us);
-    at(waiter.room_again_at_us);
+    at(since_us + options_.starving_us);
+    at(room.kept_until_us);
   };
   for (const auto& [key, cls] : classes_)
-    if (cls.feasible) wake_for(cls);
+    if (cls.feasible) wake_for(waiting_since_us(cls), cls);
   for (const auto& [id, group] : groups_)
-    if (!group.reserved) wake_for(group);
+    if (!group.reserved) wake_for(group.waiting_since_us, group);
   for (const auto& [number, lease] : leases_) {
     if (!waiting) break;
     if (lease.entry.owner == 0) continue;

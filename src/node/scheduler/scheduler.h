@@ -2,10 +2,22 @@
 //
 // Pure: events go in through the methods, time is an argument, decide() says what is to be done. The same
 // class runs under the node daemon and in the simulator. It grants never more than there is (but for a
-// blocked worker that resumes, which is over-subscribed until the books balance), and every queued shape
-// is served within a bounded number of quanta of the time when leases that hold what it needs can end:
-// idle leases are recalled first, then those whose task began last; a recall that nobody answers is counted
-// on for a bounded time, then all are recalled that may be.
+// blocked worker that resumes, which is over-subscribed until the books balance).
+//
+// Whose turn it is. By default the job that holds least goes first, in it the higher priority. Who starves,
+// having got nothing for starving_us (no lease, and no task begun on one that it has), comes before all
+// others, the longest wait first, whatever it asks for:
+// - What it lacks is recalled: idle leases first, then those whose task began last, whoever holds them; a
+//   recall unanswered is counted on for a bounded time, then all are recalled. A lease comes back when its
+//   task ends.
+// - What comes back is kept: nothing passes but what fits beside. It is served when the tasks have ended that
+//   ran when its turn came.
+// - If these take longer than keep_room_us, or than it had waited before where that is longer, others use the
+//   room until so many of these have ended that only who passed is in the way; then room is kept again. With
+//   each round the time doubles: it is served within four times the longest task, log2(longest task /
+//   keep_room_us) + 1 rounds pass it at most, and a task that never ends makes nobody else wait.
+// - What no end of a task can bring (an actor holds it) is not waited for, and hides nobody who waits.
+//
 // Placement groups: a reservation takes all bundles of a group that belong to this node, or none, as soon as
 // they fit; what runs in a group takes from its bundle and never from the rest of the node.
 // It does not: know processes, sockets, tasks or arguments. Single owner, no thread of its own.
@@ -53,8 +65,8 @@ struct SchedulerOptions {
   int64_t quantum_us = 10'000;         ///< a lease lasts this long while others wait and it is used
   int64_t idle_lease_us = 200;         ///< who pauses for less between two tasks uses his lease
   int64_t recall_answer_us = 20'000;   ///< then others are recalled instead
-  int64_t starving_us = 100'000;       ///< then room is kept free for a shape that nothing fits into
-  int64_t keep_room_us = 1'000'000;    ///< at most so long at a time, then others may use it as long
+  int64_t starving_us = 100'000;       ///< who got nothing for so long comes before all others
+  int64_t keep_room_us = 1'000'000;    ///< for so long at least room is kept for him
   int64_t idle_worker_us = 1'000'000;  ///< a surplus idle worker is stopped after this
   int64_t declined_us = 10'000'000;    ///< one that declined is asked again after this
   uint32_t idle_workers_kept = 1;      ///< in all; by default as many as there are CPUs
@@ -235,13 +247,12 @@ class Scheduler {
     Place place;
     friend auto operator<=>(const ClassKey&, const ClassKey&) = default;
   };
-  /// How long somebody has waited, and for how long room is kept free for him.
-  struct Patience {
-    int64_t waiting_since_us = -1;
-    int64_t room_kept_until_us{};
-    int64_t room_again_at_us{};
+  /// What is kept free for somebody who starves.
+  struct Room {
+    int64_t kept_until_us{};  ///< 0: it is not
+    LeaseNumber outlasted{};  ///< up to this one, leases lasted longer than it was kept: they must end first
   };
-  struct Class : Patience {
+  struct Class : Room {
     ClassKey key;
     std::map<uint64_t, EntryKey> queue;  ///< by turn: those that want more than they hold
     bool feasible = true;                ///< can be served once leases end
@@ -259,7 +270,8 @@ class Scheduler {
     uint32_t leases{};
     bool closing{};  ///< given back when the last lease ends
   };
-  struct Group : Patience {
+  struct Group : Room {
+    int64_t waiting_since_us{};
     uint64_t attempt{};
     Bundles wanted;  ///< until they are reserved
     Resources sum;   ///< of all bundles
@@ -277,6 +289,8 @@ class Scheduler {
     uint32_t held{};
     uint64_t backlog{};
     uint64_t turn{};  ///< place in its class's queue, 0 when not queued
+    /// It queued, got or returned a lease, or one of its leases began a task; none of these since.
+    int64_t waiting_since_us{};
     bool refused{};
   };
   struct Lease {
@@ -305,6 +319,12 @@ class Scheduler {
     bool hung{};
     int64_t retry_at_us{};
   };
+  struct Waiter {
+    int64_t since_us{};
+    Class* cls{};    ///< or
+    Group* group{};  ///< with this
+    PlacementGroupId id;
+  };
   static Resources to_come(const Lease& lease);
   struct Pass;    ///< what one decide() keeps
   struct Shares;  ///< what everybody will hold once the recalls so far are answered
@@ -326,19 +346,24 @@ class Scheduler {
   std::vector<Spot> spots_of(const Place& place) const;
   bool is_feasible(const ClassKey& key) const;
   void review_classes(const PlacementGroupId& group);
-  bool has_room(const Bundles& bundles) const;
+  static bool has_room(ResourceBook book, const Bundles& bundles);
   bool try_reserve(const PlacementGroupId& id, Group& group);
+  bool reserve_beside(const PlacementGroupId& id, Group& group, Pass& pass);
   void reserve_waiting(Pass& pass, Decisions& out);
   void close_bundles(const PlacementGroupId& id, Group& group, const std::string& why);
   void account(const Lease& lease, bool held);
+  std::vector<Waiter> starving(int64_t now_us);
+  int64_t waiting_since_us(const Class& cls) const;
+  void keep_room(const Waiter& waiter, int64_t now_us, Pass& pass);
   void match(int64_t now_us, Pass& pass, Decisions& out);
   bool serve(Class& cls, int64_t now_us, Pass& pass, Decisions& out);
   void recall(int64_t now_us, const Pass& pass, Decisions& out);
   bool is_unused(const Lease& lease, int64_t now_us) const;
+  bool is_recallable(const Lease& lease, int64_t now_us) const;
   bool is_overdue(const Lease& lease, int64_t now_us) const;
   bool may_recall_for(const Lease& lease, const EntryKey& waiter, const Entry& entry, Shares& shares) const;
   std::vector<Lease*> recallable(const Spot& spot, Resources lacks, bool lacks_worker, int64_t now_us,
-                                 bool all, const std::function<bool(const Lease&)>& may);
+                                 bool all, bool some, const std::function<bool(const Lease&)>& may);
   void start_workers(int64_t now_us, Pass& pass, Decisions& out);
   void reap(int64_t now_us, Decisions& out);
 

@@ -475,6 +475,45 @@ print("LONG", skate.get(long, timeout=30))
         assert said in out, out
 
 
+def test_large_tasks_that_a_long_one_holds_back_do_not_stop_the_others(driver, tmp_path):
+    """Two of them, so that room is kept for each; they are served once the long task has ended."""
+    fifo = str(tmp_path / "fifo")
+    d = driver(
+        f"""
+import os, time
+import skate
+skate.init(num_cpus=3, log_to_driver=False)
+FIFO = {fifo!r}
+"""
+        + """
+def until_written(path):
+    with open(path) as f:
+        return f.read()
+
+def small(i):
+    def work():
+        time.sleep(0.05)
+        return i
+    return skate.remote(work)   # a shape of its own
+
+os.mkfifo(FIFO)
+long = skate.remote(until_written).remote(FIFO)
+skate.get(small(0).remote())
+large = [skate.remote(lambda: 3).options(num_cpus=3).remote(), skate.remote(lambda: 2).options(num_cpus=2.5).remote()]
+print("SMALL", [skate.get(small(i).remote(), timeout=30) for i in range(40)] == list(range(40)))
+print("WAIT", skate.wait(large, num_returns=2, timeout=0) == ([], large))
+with open(FIFO, "w") as f:
+    f.write("end")
+print("LONG", skate.get(long, timeout=30))
+print("LARGE", skate.get(large, timeout=30))
+"""
+    )
+    rc, out = d.finish(timeout_s=120)
+    assert rc == 0, out
+    for said in ("SMALL True", "WAIT True", "LONG end", "LARGE [3, 2]"):
+        assert said in out, out
+
+
 def test_what_an_idle_lease_holds_is_available(driver):
     d = driver(
         PRELUDE
