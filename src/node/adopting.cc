@@ -17,7 +17,7 @@ void NodeDaemon::claim_objects(Process& process, const wire::ClaimObjects& reque
 }
 
 void NodeDaemon::hand_over(Process& process, wire::HandOver request) {
-  const bool kept = adopted_.hand_over(process.number, std::move(request.objects));
+  const bool kept = adopted_.hand_over(process.number, request.call_id, std::move(request.objects));
   if (!kept)
     warn("process " + std::to_string(process.pid) +
          " cannot hand over what it owns, and stays: the small values of ended processes take " +

@@ -63,6 +63,8 @@ struct Message {
     kLetGo,    // to it: no longer holds `id`
     kHold,     // from it: hold `id` for it
     kUnhold,
+    kHandOver,  // to it: `objects`, the part `count`
+    kHandedOver,
     kAbandoned,  // to it: a result that was stored for a dead owner
   };
   Kind kind{};
@@ -75,6 +77,7 @@ struct Message {
   uint32_t who = 0;
   std::vector<ObjectId> ids = {};
   wire::ObjectsClaimed claimed = {};
+  std::vector<wire::KeptObject> objects = {};
   std::vector<Ref> refs = {};  // inside arguments, inside the result, inside the object
 };
 
@@ -92,11 +95,22 @@ class Process : public OwnershipEffects {
   void end_some_task();
   void read_some();
   void drop_some();
+  /// It will end in order: nothing new is begun, what runs is finished.
+  void want_to_leave() { leaving_ = true; }
+  bool leaving() const { return leaving_; }
+  void leave_step();
   void handle(uint32_t from, const Message& message);
   bool drop_everything();  ///< false: there was nothing
   std::string leftovers() const;
 
   ObjectTable& table() { return table_; }
+  bool owns(const ObjectId& id) const {
+    const Entry* entry = table_.find(id);
+    return entry != nullptr && entry->owner == nullptr;
+  }
+  uint32_t granted_to(const ObjectId& id, uint32_t process) {
+    return owns(id) ? table_.granted_to(table_.find(id), &peers_[process]) : 0;
+  }
   void send_claims();
   bool end_all_tasks();
   std::string waiting() const;
@@ -162,6 +176,9 @@ class Process : public OwnershipEffects {
   uint64_t next_object_ = 0;
   ActorId actor_ = numbered_actor(self_);
   uint64_t next_token_ = 0;
+  bool leaving_ = false;
+  bool offered_ = false;  // a part of the hand-over awaits its answer
+  uint32_t parts_ = 0;
   std::map<uint32_t, std::vector<ObjectId>> claims_;  // of what the dead owned, until send_claims
   std::map<uint64_t, Task> tasks_;
   std::vector<Incoming> running_;
@@ -171,7 +188,11 @@ class Process : public OwnershipEffects {
 class Cluster : private node::AdoptionEffects {
  public:
   Cluster(uint64_t seed, uint32_t processes, bool deaths, OwnershipReport& report)
-      : random(seed), report_(report), deaths_(deaths), daemon_(processes) {
+      : random(seed),
+        report_(report),
+        deaths_(deaths),
+        daemon_(processes),
+        adopted_(*this, seed % 3 == 0 ? kLittleRoom : node::AdoptedObjects::kInlineBytesMax) {
     for (uint32_t i = 0; i < processes; ++i) {
       processes_.push_back(std::make_unique<Process>(*this, i, processes));
       adopted_.process_came(i + 1, worker_of(i), first_sequence(i));
@@ -187,7 +208,6 @@ class Cluster : private node::AdoptionEffects {
       step();
       check();
     }
-    while (!dying_.empty()) bury_one();
     settle_down([](Process& process) { return process.end_all_tasks(); });
     for_living([&](uint32_t i, Process& process) {
       if (!process.waiting().empty())
@@ -220,6 +240,24 @@ class Cluster : private node::AdoptionEffects {
   void tell_daemon(uint32_t from, Message message) {
     if (processes_[from]->alive) channels_[from][daemon_].push_back(std::move(message));
   }
+  bool takes_tasks(uint32_t process) const { return !processes_[process]->leaving(); }
+  /// It has handed all over.
+  void end_in_order(uint32_t who) {
+    ++report_.hand_overs;
+    in_order_.insert(who);
+    end(who);
+  }
+  void refused() { ++report_.refusals; }
+  /// Whether `holder` may have lost the object: a process that died unwarned had it, and the holder was
+  /// never seen on the owner's books (or the heir's) since it came to hold it.
+  bool excused(uint32_t holder, const ObjectId& id) {
+    if (secured_.contains({holder, id})) return false;
+    for (uint32_t other : touched[id])
+      if (other != owners.at(id) && !processes_[other]->alive && !in_order_.contains(other)) return true;
+    return false;
+  }
+  bool ended_in_order(uint32_t who) const { return in_order_.contains(who); }
+  bool nobody_died() const { return report_.deaths == 0; }
   void drain(uint32_t from, uint32_t to) {
     while (!channels_[from][to].empty() && failure.empty()) deliver(from, to);
   }
@@ -253,11 +291,13 @@ class Cluster : private node::AdoptionEffects {
     const uint32_t who = below(processes_.size());
     Process& process = *processes_[who];
     if (deaths_ && below(300) == 0 && process.alive && living() > 2) return kill(who);
+    if (below(400) == 0 && process.alive && living() > 2) process.want_to_leave();
     if (!dying_.empty() && below(10) == 0) return bury_one();
     const uint32_t action = below(20);
     if (action >= 10) {
       deliver_one();
     } else if (process.alive) {
+      if (process.leaving() && (action < 3 || (action >= 5 && action < 7))) return;
       if (action < 1)
         process.put();
       else if (action < 3)
@@ -269,6 +309,7 @@ class Cluster : private node::AdoptionEffects {
       else
         process.drop_some();
       process.send_claims();
+      process.leave_step();
     }
   }
   size_t living() const {
@@ -282,17 +323,22 @@ class Cluster : private node::AdoptionEffects {
   template <class Act>
   void settle_down(Act act) {
     for (bool busy = true; busy && failure.empty();) {
-      busy = false;
+      busy = !dying_.empty();
+      while (!dying_.empty()) bury_one();
       while (failure.empty() && deliver_one()) check();
       for_living([&](uint32_t, Process& process) {
         busy |= act(process);
         process.send_claims();
+        process.leave_step();
       });
       check();
     }
   }
   void kill(uint32_t who) {
     ++report_.deaths;
+    end(who);
+  }
+  void end(uint32_t who) {
     processes_[who]->alive = false;
     for (uint32_t from = 0; from <= daemon_; ++from) channels_[from][who].clear();
     dying_.push_back(who);
@@ -307,12 +353,49 @@ class Cluster : private node::AdoptionEffects {
     for (uint32_t other : linked_[who]) linked.insert(other + 1);
     std::vector<ObjectId> ids;
     for (const auto& [id, object] : store_) ids.push_back(id);
+    std::map<ObjectId, std::vector<ObjectId>> inner = held_inside(who);
     adopted_.process_ended(who + 1, linked, ids);
+    for (auto& [outer, held] : inner)
+      if (adopted_.adopted(outer)) leads_to_[outer] = std::move(held);
     after_adoption();
     buried_.insert(who);
     for (uint32_t other = 0; other < daemon_; ++other)
       if (processes_[other]->alive && (linked_[who].contains(other) || refuse_later_[who].contains(other)))
         channels_[daemon_][other].push_back({.kind = Message::Kind::kDied, .who = who});
+  }
+  /// What this ended process's stored objects contain and must go on to keep: what was on its owner's books
+  /// for it, or with the heir, or is stored itself.
+  std::map<ObjectId, std::vector<ObjectId>> held_inside(uint32_t who) {
+    std::map<ObjectId, std::vector<ObjectId>> out;
+    for (const auto& [outer, object] : store_) {
+      if (owners.at(outer) != who) continue;
+      for (const auto& [inner, address] : object.contained) {
+        const uint32_t owner = owners.at(inner);
+        const bool sure = owner == who ? store_.contains(inner)
+                          : processes_[owner]->alive
+                              ? on_the_books(who, inner)
+                              : adopted_.held(who + 1, inner) && !letting_go(who, inner);
+        if (sure) out[outer].push_back(inner);
+      }
+    }
+    return out;
+  }
+  bool on_the_books(uint32_t holder, const ObjectId& id) {
+    const uint32_t owner = owners.at(id);
+    uint32_t released = 0;
+    for (const Message& message : channels_[holder][owner])
+      if (message.kind == Message::Kind::kRelease && message.id == id) released += message.count;
+    return processes_[owner]->granted_to(id, holder) > released;
+  }
+  bool letting_go(uint32_t holder, const ObjectId& id) const {
+    return std::any_of(channels_[holder][daemon_].begin(), channels_[holder][daemon_].end(),
+                       [&](const auto& m) { return m.kind == Message::Kind::kLetGo && m.id == id; });
+  }
+  /// A living owner has it, or it is with the heir or on its way there.
+  bool is_there(const ObjectId& id) {
+    const uint32_t owner = owners.at(id);
+    if (processes_[owner]->alive) return processes_[owner]->owns(id);
+    return adopted_.adopted(id) || (!buried_.contains(owner) && store_.contains(id));
   }
   void after_adoption() {
     if (!adopted_.take_settled()) return;
@@ -326,6 +409,9 @@ class Cluster : private node::AdoptionEffects {
           full.emplace_back(from, to);
     if (full.empty()) return false;
     auto [from, to] = full[below(full.size())];
+    // What may come twice does, now and then.
+    const Message& next = channels_[from][to].front();
+    if (may_come_twice(next.kind) && below(4) == 0) channels_[from][to].push_front(Message(next));
     deliver(from, to);
     return true;
   }
@@ -336,6 +422,20 @@ class Cluster : private node::AdoptionEffects {
     if (!processes_[to]->alive) return;
     processes_[to]->handle(from, message);
     processes_[to]->send_claims();
+    processes_[to]->leave_step();
+  }
+  static bool may_come_twice(Message::Kind kind) {
+    switch (kind) {
+      case Message::Kind::kOpen:
+      case Message::Kind::kDied:
+      case Message::Kind::kLetGo:
+      case Message::Kind::kAbandoned:
+      case Message::Kind::kHandOver:
+      case Message::Kind::kHandedOver:
+      case Message::Kind::kPinsReleased:
+      case Message::Kind::kResultsTaken: return true;
+      default: return false;  // counted, on links that repeat nothing
+    }
   }
   void daemon_handles(uint32_t from, const Message& message) {
     switch (message.kind) {
@@ -356,6 +456,20 @@ class Cluster : private node::AdoptionEffects {
         break;
       }
       case Message::Kind::kLetGo: adopted_.release(from + 1, {message.id}); break;
+      case Message::Kind::kHandOver: {
+        const bool kept = adopted_.hand_over(from + 1, message.count, message.objects);
+        std::map<ObjectId, std::vector<ObjectId>> inner;
+        for (const wire::KeptObject& object : message.objects)
+          for (const auto& [id, owner] : object.contained) inner[object.id].push_back(id);
+        if (kept)
+          leads_to_.merge(inner);
+        else
+          std::erase_if(leads_to_, [&](const auto& one) { return owners.at(one.first) == from; });
+        if (processes_[from]->alive)
+          channels_[daemon_][from].push_back(
+              {.kind = Message::Kind::kHandedOver, .count = message.count, .holds = kept});
+        break;
+      }
       case Message::Kind::kAbandoned:
         if (!adopted_.adopted(message.id)) store_.erase(message.id);
         return;
@@ -376,9 +490,34 @@ class Cluster : private node::AdoptionEffects {
     return found->second;
   }
 
-  /// What a living process holds is in the table of its living owner; what is stored is in the store.
+  /// What a living process holds is in the table of its living owner; what is stored is in the store; what
+  /// was handed over, and what the heir has, is with the heir, and so is what it contains.
   void check() {
     if (std::string wrong = adopted_.check(); !wrong.empty()) return fail("adopted: " + wrong);
+    std::erase_if(leads_to_, [&](const auto& one) { return !adopted_.adopted(one.first); });
+    for (auto& [outer, inner] : leads_to_) {
+      // What only the memory of an owner held goes with him.
+      std::erase_if(inner, [&](const ObjectId& id) {
+        const uint32_t owner = owners.at(id);
+        return !processes_[owner]->alive && !in_order_.contains(owner) && !is_there(id) &&
+               !store_.contains(id);
+      });
+      for (const ObjectId& id : inner)
+        if (!is_there(id))
+          return fail("the heir keeps " + outer.hex() + ", but " + id.hex() + " inside it was freed");
+    }
+    std::set<std::pair<uint32_t, ObjectId>> secured;
+    for_living([&](uint32_t holder, Process& process) {
+      process.table().for_each([&](const Entry& entry) {
+        const uint32_t owner = owners.at(entry.id);
+        if (entry.owner == nullptr || (entry.handles.load() == 0 && entry.pins == 0)) return;
+        if (secured_.contains({holder, entry.id}) ||
+            (processes_[owner]->alive ? on_the_books(holder, entry.id)
+                                      : adopted_.held(holder + 1, entry.id) && !letting_go(holder, entry.id)))
+          secured.emplace(holder, entry.id);
+      });
+    });
+    secured_ = std::move(secured);
     for_living([&](uint32_t holder, Process& process) {
       process.table().for_each([&](const Entry& entry) {
         touch(entry.id, holder);
@@ -389,12 +528,12 @@ class Cluster : private node::AdoptionEffects {
         if (processes_[owner]->alive) {
           if (processes_[owner]->table().find(entry.id) != nullptr && (!stored || store_.contains(entry.id)))
             return;
+        } else if (in_order_.contains(owner)) {
+          if (adopted_.adopted(entry.id) || (entry.ready() && !stored)) return;
         } else if (!stored || store_.contains(entry.id)) {
-          return;
+          return;  // the owner's death alone costs nothing that is stored
         }
-        // The owner's death alone costs nothing that is stored.
-        for (uint32_t other : touched[entry.id])
-          if (other != owner && !processes_[other]->alive) return;
+        if (excused(holder, entry.id)) return;
         fail("process " + std::to_string(holder) + " holds " + entry.id.hex() + " of process " +
              std::to_string(owner) + (processes_[owner]->alive ? "" : ", which has died") + "; it was freed");
       });
@@ -410,8 +549,12 @@ class Cluster : private node::AdoptionEffects {
   std::map<uint32_t, std::set<uint32_t>> refuse_later_;
   std::vector<uint32_t> dying_;  // dead, and the daemon has not noticed
   std::set<uint32_t> buried_;
+  std::set<uint32_t> in_order_;  // ended so
   std::map<ObjectId, wire::KeptObject> store_;
-  node::AdoptedObjects adopted_{*this};
+  static constexpr uint64_t kLittleRoom = 2;
+  node::AdoptedObjects adopted_;
+  std::set<std::pair<uint32_t, ObjectId>> secured_;     // holds that were on the books at some time
+  std::map<ObjectId, std::vector<ObjectId>> leads_to_;  // what the heir keeps, and what it contains
 };
 
 void Process::cluster_erase(const ObjectId& id) { cluster_.erase(id); }
@@ -475,7 +618,7 @@ std::vector<Ref> Process::refs_of(const std::vector<Entry*>& entries) {
 }
 
 void Process::submit(uint32_t worker) {
-  if (peers_[worker].state == Peer::State::kDead) return;
+  if (peers_[worker].state == Peer::State::kDead || !cluster_.takes_tasks(worker)) return;
   std::vector<Entry*> arguments = pick_held(3);
   Entry* result = create();
   Task task{worker, result->id, std::move(arguments)};
@@ -649,8 +792,13 @@ void Process::handle(uint32_t from, const Message& message) {
         --entry->grants_in;
       return table_.registered(message.id);
     }
-    case Message::Kind::kRelease: table_.take_back(message.id, sender, message.count); return;
-    case Message::Kind::kPinsReleased: return end_task(message.token);
+    case Message::Kind::kRelease:
+      if (!table_.take_back(message.id, sender, message.count) && cluster_.nobody_died())
+        cluster_.fail("more came back than was granted");
+      return;
+    case Message::Kind::kPinsReleased:
+      if (tasks_.contains(message.token)) end_task(message.token);
+      return;
     case Message::Kind::kResultsTaken: {
       auto node = untaken_.extract({from, message.token});
       if (!node.empty())
@@ -720,6 +868,14 @@ void Process::handle(uint32_t from, const Message& message) {
       claims_[message.who];  // the daemon waits for an answer, though it be empty
       return;
     case Message::Kind::kClaimed: return claimed(message.claimed);
+    case Message::Kind::kHandedOver:
+      if (!offered_ || message.count != parts_) return;
+      offered_ = false;
+      if (message.holds) return;  // leave_step goes on
+      cluster_.refused();
+      leaving_ = false;
+      return table_.take_home();
+    case Message::Kind::kHandOver:
     case Message::Kind::kHold:
       if (Entry* entry = table_.find(message.id); entry != nullptr && entry->owner == nullptr)
         table_.grant(entry, &daemon_, 1);
@@ -758,6 +914,10 @@ void Process::claimed(const wire::ObjectsClaimed& answer) {
   for (const ObjectId& id : answer.lost) {
     Entry* entry = table_.find(id);
     if (entry != nullptr && table_.last_answer(id)) {
+      if (!entry->ready() && cluster_.ended_in_order(number_of(answer.owner.worker)) &&
+          !cluster_.excused(self_, id))
+        cluster_.fail("process " + std::to_string(self_) + " was refused " + id.hex() +
+                      ", which its owner had handed over");
       table_.pin(entry);
       entry->grants_in = 0;
       if (!entry->ready()) lose(entry);
@@ -765,6 +925,27 @@ void Process::claimed(const wire::ObjectsClaimed& answer) {
     }
     table_.registered(id);
   }
+}
+
+/// After Runtime::leave_step.
+void Process::leave_step() {
+  if (!alive || !leaving_ || offered_) return;
+  if (!running_.empty() || !tasks_.empty() || !untaken_.empty() || !table_.may_give()) return;
+  std::vector<Entry*> given = table_.give(2, 3);
+  if (given.empty()) return cluster_.end_in_order(self_);
+  Message message{.kind = Message::Kind::kHandOver, .count = ++parts_};
+  for (Entry* entry : given) {
+    wire::KeptObject kept;
+    kept.id = entry->id;
+    kept.stored = entry->state.load() == ObjectState::kStored;
+    if (!kept.stored) kept.value = "v";
+    if (entry->contained)
+      for (const Ref& ref : refs_of(*entry->contained))
+        kept.contained.emplace_back(ref.id, wire::Address{worker_of(ref.owner), {}});
+    message.objects.push_back(std::move(kept));
+  }
+  offered_ = true;
+  cluster_.tell_daemon(self_, std::move(message));
 }
 
 void Process::died(uint32_t who) {
@@ -820,8 +1001,9 @@ std::string Process::leftovers() const {
 
 OwnershipReport run_ownership(uint64_t seed) {
   OwnershipReport report;
-  const uint32_t processes = 3 + static_cast<uint32_t>(seed % 4);
-  report.problem = Cluster(seed, processes, seed % 5 != 0, report).run(1500);
+  const bool deaths = seed % 5 != 0;
+  const uint32_t processes = (deaths ? 3 : 2) + static_cast<uint32_t>(seed % 4);
+  report.problem = Cluster(seed, processes, deaths, report).run(2000);
   return report;
 }
 

@@ -14,12 +14,16 @@ TEST(OwnershipSim, SurvivesItsSeeds) {
     sum.adopted += report.adopted;
     sum.lost += report.lost;
     sum.deaths += report.deaths;
+    sum.hand_overs += report.hand_overs;
+    sum.refusals += report.refusals;
   }
   // The workload would prove nothing if nothing happened in it.
   EXPECT_GT(sum.messages, 10'000u);
   EXPECT_GT(sum.adopted, 100u);
   EXPECT_GT(sum.lost, 100u);
   EXPECT_GT(sum.deaths, 50u);
+  EXPECT_GT(sum.hand_overs, 50u);
+  EXPECT_GT(sum.refusals, 5u);
 }
 
 }  // namespace

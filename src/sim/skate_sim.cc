@@ -36,9 +36,9 @@ int main(int argc, char** argv) {
                 seed, report.steps, report.tasks, report.actors, report.node_crashes, report.control_crashes,
                 report.cuts, report.problem.empty() ? "ok" : report.problem.c_str());
     const skate::sim::OwnershipReport owned = skate::sim::run_ownership(seed);
-    std::printf("seed %" PRIu64 " of ownership: %" PRIu64 " messages, %u deaths, %" PRIu64
+    std::printf("seed %" PRIu64 " of ownership: %" PRIu64 " messages, %u deaths, %u hand-overs, %" PRIu64
                 " objects adopted, %" PRIu64 " lost: %s\n",
-                seed, owned.messages, owned.deaths, owned.adopted, owned.lost,
+                seed, owned.messages, owned.deaths, owned.hand_overs, owned.adopted, owned.lost,
                 owned.problem.empty() ? "ok" : owned.problem.c_str());
     if (!report.problem.empty() || !owned.problem.empty()) {
       std::printf("FAILED with seed %" PRIu64 " of Skate " SKATE_VERSION "\n", seed);

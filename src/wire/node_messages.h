@@ -273,7 +273,7 @@ struct UnholdObjects {
 /// From a process that is about to end: what it owns and others hold, or a part of that. It remains the owner
 /// until it ends. Answered with HandedOver, which it awaits before it sends more.
 struct HandOver {
-  uint64_t call_id{};
+  uint64_t call_id{};  ///< grows
   std::vector<KeptObject> objects;
 };
 /// `kept` false: there is no room. The daemon then forgets all that this process has handed over.

@@ -79,6 +79,8 @@ void AdoptedObjects::bind(Object& object, ProcessNumber giver) {
     if (known == known_.end() || !known->second.alive) {
       Object* inner = find(id);
       if (inner == nullptr) continue;  // lost with its owner
+      if (auto real = known_.find(inner->owner); real != known_.end() && real->second.alive)
+        continue;  // a wrong owner was named
       ++inner->inside;
       object.inner.push_back({id, 0});
       continue;
@@ -90,17 +92,20 @@ void AdoptedObjects::bind(Object& object, ProcessNumber giver) {
   }
 }
 
-bool AdoptedObjects::hand_over(ProcessNumber from, std::vector<wire::KeptObject> objects) {
+bool AdoptedObjects::hand_over(ProcessNumber from, uint64_t part, std::vector<wire::KeptObject> objects) {
   auto giver = living_.find(from);
   if (giver == living_.end()) return true;
-  std::vector<ObjectId> fresh;
+  auto& [last_part, answer] = handed_over_.try_emplace(from, 0, true).first->second;
+  if (part <= last_part) return answer;
+  last_part = part;
+  answer = true;
   for (wire::KeptObject& what : objects) {
     const ObjectId id = what.id;
     if (objects_.contains(id) || owner_of(id) != giver->second) continue;
     if (what.stored) what.value.clear();
-    if (inline_bytes_ + what.value.size() > kInlineBytesMax) {
+    if (inline_bytes_ + what.value.size() > inline_bytes_max_) {
       withdraw(from);
-      return false;
+      return answer = false;
     }
     insert(std::move(what), giver->second);
     bind(*find(id), from);
@@ -111,14 +116,22 @@ bool AdoptedObjects::hand_over(ProcessNumber from, std::vector<wire::KeptObject>
 /// Its giver keeps what it had handed over. Nobody has claimed any of it, and nothing here keeps it: that is
 /// its living owner's.
 void AdoptedObjects::withdraw(ProcessNumber giver) {
+  std::vector<Inner> inside;
   std::erase_if(objects_, [&](const auto& one) {
     const Object& object = one.second;
     if (object.owner != living_.at(giver)) return false;
     SKATE_ASSERT(object.inside == 0 && object.holders.empty(), "a living process's object was adopted");
     inline_bytes_ -= object.what.value.size();
-    for (const Inner& inner : object.inner) unhold(inner, giver);
+    inside.insert(inside.end(), object.inner.begin(), object.inner.end());
     return true;
   });
+  for (const Inner& inner : inside) {
+    if (unhold(inner, giver)) continue;
+    Object* kept = find(inner.id);
+    if (kept == nullptr) continue;
+    --kept->inside;
+    settle_if_needless(inner.id);
+  }
 }
 
 void AdoptedObjects::process_ended(ProcessNumber number, const std::set<ProcessNumber>& linked,
@@ -127,6 +140,7 @@ void AdoptedObjects::process_ended(ProcessNumber number, const std::set<ProcessN
   if (life == living_.end()) return;
   const WorkerId id = life->second;
   living_.erase(life);
+  handed_over_.erase(number);
   known_.at(id).alive = false;
   ended_.push_back(id);
 

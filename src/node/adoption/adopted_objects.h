@@ -36,7 +36,8 @@ class AdoptionEffects {
 class AdoptedObjects {
  public:
   using ProcessNumber = AdoptionEffects::ProcessNumber;
-  explicit AdoptedObjects(AdoptionEffects& effects) : effects_(effects) {}
+  explicit AdoptedObjects(AdoptionEffects& effects, uint64_t inline_bytes_max = kInlineBytesMax)
+      : effects_(effects), inline_bytes_max_(inline_bytes_max) {}
   AdoptedObjects(const AdoptedObjects&) = delete;
   AdoptedObjects& operator=(const AdoptedObjects&) = delete;
 
@@ -44,9 +45,10 @@ class AdoptedObjects {
   /// Whether these are nobody's yet, so that an id tells its owner.
   bool sequences_free(uint64_t first_sequence) const;
 
-  /// `from` is about to end and gives these away. False: with these, inline values would take more than
-  /// kInlineBytesMax; then nothing that it gave is kept.
-  bool hand_over(ProcessNumber from, std::vector<wire::KeptObject> objects);
+  /// `from` is about to end and gives these away. `part` numbers its calls: one that comes twice is answered
+  /// as before, and does nothing. False: with these, inline values would take more than
+  /// `inline_bytes_max`; then nothing that it gave is kept.
+  bool hand_over(ProcessNumber from, uint64_t part, std::vector<wire::KeptObject> objects);
   /// `linked`: who may hold something of it, and will say so. `stored`: what the store has of it.
   /// To be called before anybody is told.
   void process_ended(ProcessNumber number, const std::set<ProcessNumber>& linked,
@@ -101,12 +103,15 @@ class AdoptedObjects {
   std::string origin_of(const WorkerId& id) const;
 
   AdoptionEffects& effects_;
+  const uint64_t inline_bytes_max_;
   std::unordered_map<ObjectId, Object> objects_;
   std::map<ProcessNumber, std::set<ObjectId>> held_by_;              // by holders
   std::map<ProcessNumber, std::map<ObjectId, uint32_t>> held_from_;  // of living owners, for what contains it
   std::map<WorkerId, std::set<ProcessNumber>> settling_;             // who has not yet said what he holds
   std::map<WorkerId, Known> known_;
   std::map<ProcessNumber, WorkerId> living_;
+  std::map<ProcessNumber, std::pair<uint64_t, bool>>
+      handed_over_;                            // of the living: last part, and its answer
   std::map<std::string, WorkerId> by_origin_;  // the part of a worker's id that is in its tasks' ids
   std::map<uint64_t, WorkerId> by_sequence_;   // of the first one
   std::deque<WorkerId> ended_;                 // oldest first

@@ -62,6 +62,9 @@ class AdoptedObjectsTest : public testing::Test, protected AdoptionEffects {
     for (const auto& [id, what] : store) ids.push_back(id);
     adopted.process_ended(number, linked, ids);
   }
+  bool hand_over(ProcessNumber from, std::vector<wire::KeptObject> objects) {
+    return adopted.hand_over(from, ++part, std::move(objects));
+  }
   wire::ObjectsClaimed claim(ProcessNumber who, uint8_t owner, std::vector<ObjectId> ids) {
     return adopted.claim(who, {address(owner), std::move(ids)});
   }
@@ -69,6 +72,7 @@ class AdoptedObjectsTest : public testing::Test, protected AdoptionEffects {
   std::map<ObjectId, wire::KeptObject> store;
   std::vector<std::pair<ProcessNumber, ObjectId>> held, unheld;
   std::vector<ObjectId> erased;
+  uint64_t part = 0;
   AdoptedObjects adopted{*this};
 };
 
@@ -195,7 +199,7 @@ TEST_F(AdoptedObjectsTest, CirclesThatNobodyReachesGo) {
 }
 
 TEST_F(AdoptedObjectsTest, HandedOverValuesAreGivenToWhoClaims) {
-  EXPECT_TRUE(adopted.hand_over(1, {value(1, 1, "one"), value(1, 2, "two")}));
+  EXPECT_TRUE(hand_over(1, {value(1, 1, "one"), value(1, 2, "two")}));
   EXPECT_THAT(claim(2, 1, {object(1, 1)}).lost, ElementsAre(object(1, 1))) << "its owner lives yet";
   end(1, {2});
   wire::ObjectsClaimed answer = claim(2, 1, {object(1, 1)});
@@ -208,8 +212,8 @@ TEST_F(AdoptedObjectsTest, HandedOverValuesAreGivenToWhoClaims) {
 TEST_F(AdoptedObjectsTest, PartsOfAHandOverMayContainEachOther) {
   wire::KeptObject outer = value(1, 1, "outer");
   outer.contained = {{object(1, 2), address(1)}, {object(3, 1), address(3)}};
-  EXPECT_TRUE(adopted.hand_over(1, {outer}));
-  EXPECT_TRUE(adopted.hand_over(1, {value(1, 2, "inner")}));
+  EXPECT_TRUE(hand_over(1, {outer}));
+  EXPECT_TRUE(hand_over(1, {value(1, 2, "inner")}));
   EXPECT_THAT(held, ElementsAre(std::pair<ProcessNumber, ObjectId>{3, object(3, 1)}));
   end(1, {2});
   claim(2, 1, {object(1, 1)});
@@ -218,15 +222,25 @@ TEST_F(AdoptedObjectsTest, PartsOfAHandOverMayContainEachOther) {
   EXPECT_EQ(adopted.size(), 0u);
 }
 
+TEST_F(AdoptedObjectsTest, AWrongOwnerOfWhatIsInsideDoesNoHarm) {
+  end(1, {2});
+  EXPECT_TRUE(hand_over(3, {value(3, 1, "inner")}));
+  wire::KeptObject outer = value(2, 1, "outer");
+  outer.contained = {{object(3, 1), address(1)}};
+  EXPECT_TRUE(hand_over(2, {outer}));
+  EXPECT_FALSE(hand_over(3, {value(3, 2, std::string(AdoptedObjects::kInlineBytesMax, 'x'))}));
+  EXPECT_EQ(adopted.size(), 1u);
+}
+
 TEST_F(AdoptedObjectsTest, NobodyHandsOverWhatIsNotHis) {
-  EXPECT_TRUE(adopted.hand_over(1, {value(2, 1, "not mine")}));
+  EXPECT_TRUE(hand_over(1, {value(2, 1, "not mine")}));
   EXPECT_EQ(adopted.size(), 0u);
 }
 
 TEST_F(AdoptedObjectsTest, InlineValuesAreBounded) {
   std::string big(AdoptedObjects::kInlineBytesMax, 'x');
-  EXPECT_TRUE(adopted.hand_over(1, {value(1, 1, std::move(big))}));
-  EXPECT_FALSE(adopted.hand_over(2, {value(2, 1, "one more")}));
+  EXPECT_TRUE(hand_over(1, {value(1, 1, std::move(big))}));
+  EXPECT_FALSE(hand_over(2, {value(2, 1, "one more")}));
   EXPECT_EQ(adopted.size(), 1u);
 }
 
@@ -234,28 +248,44 @@ TEST_F(AdoptedObjectsTest, WhatDoesNotFitIsRefusedWhole) {
   ObjectId stored_one = stored(2, 3);
   wire::KeptObject outer = value(2, 1, "outer");
   outer.contained = {{stored_one, address(2)}, {object(3, 1), address(3)}};
-  EXPECT_TRUE(adopted.hand_over(2, {outer, store[stored_one]}));
-  EXPECT_TRUE(adopted.hand_over(1, {value(1, 1, std::string(AdoptedObjects::kInlineBytesMax - 9, 'x'))}));
-  EXPECT_FALSE(adopted.hand_over(2, {value(2, 4, "12345")})) << "one byte too much";
+  EXPECT_TRUE(hand_over(2, {outer, store[stored_one]}));
+  EXPECT_TRUE(hand_over(1, {value(1, 1, std::string(AdoptedObjects::kInlineBytesMax - 9, 'x'))}));
+  EXPECT_FALSE(hand_over(2, {value(2, 4, "12345")})) << "one byte too much";
+  EXPECT_FALSE(adopted.hand_over(2, part, {value(2, 4, "")})) << "the same call";
   EXPECT_EQ(adopted.size(), 1u);
   const std::pair<ProcessNumber, ObjectId> inner{3, object(3, 1)};
   EXPECT_THAT(held, ElementsAre(inner));
   EXPECT_THAT(unheld, ElementsAre(inner));
   EXPECT_THAT(erased, IsEmpty()) << "its owner lives";
-  EXPECT_TRUE(adopted.hand_over(2, {outer, store[stored_one]})) << "there is room for these";
+  EXPECT_TRUE(hand_over(2, {outer, store[stored_one]})) << "there is room for these";
   end(2, {3});
   EXPECT_THAT(claim(3, 2, {outer.id}).lost, IsEmpty());
   EXPECT_EQ(adopted.size(), 3u);
 }
 
+TEST_F(AdoptedObjectsTest, WhatIsRefusedKeepsNothingAdopted) {
+  ObjectId inner = stored(1, 1);
+  end(1, {2});
+  claim(2, 1, {inner});
+  wire::KeptObject outer = value(2, 1, "outer");
+  outer.contained = {{inner, address(1)}};
+  EXPECT_TRUE(hand_over(2, {outer}));
+  EXPECT_FALSE(hand_over(2, {value(2, 2, std::string(AdoptedObjects::kInlineBytesMax, 'x'))}));
+  EXPECT_THAT(erased, IsEmpty()) << "its giver holds it";
+  adopted.release(2, {inner});
+  EXPECT_THAT(erased, ElementsAre(inner));
+}
+
 TEST_F(AdoptedObjectsTest, AHandOverThatComesTwiceIsOne) {
   wire::KeptObject outer = value(1, 1, "outer");
   outer.contained = {{object(3, 1), address(3)}};
-  EXPECT_TRUE(adopted.hand_over(1, {outer}));
-  EXPECT_TRUE(adopted.hand_over(1, {outer}));
+  EXPECT_TRUE(hand_over(1, {outer}));
+  EXPECT_TRUE(hand_over(1, {outer})) << "an object twice";
+  EXPECT_TRUE(adopted.hand_over(1, part, {value(1, 3, "a part twice")}));
   EXPECT_EQ(held.size(), 1u);
+  EXPECT_EQ(adopted.size(), 1u);
   end(1, {2});
-  EXPECT_TRUE(adopted.hand_over(1, {value(1, 2, "too late")}));
+  EXPECT_TRUE(hand_over(1, {value(1, 2, "too late")}));
   claim(2, 1, {outer.id});
   adopted.release(2, {outer.id});
   EXPECT_EQ(unheld.size(), 1u);
@@ -263,7 +293,7 @@ TEST_F(AdoptedObjectsTest, AHandOverThatComesTwiceIsOne) {
 }
 
 TEST_F(AdoptedObjectsTest, WhatALivingProcessHasHandedOverIsStillHeldFromIt) {
-  EXPECT_TRUE(adopted.hand_over(1, {value(1, 1, "inner")}));
+  EXPECT_TRUE(hand_over(1, {value(1, 1, "inner")}));
   ObjectId outer = stored(2, 1, {{1, 1}});
   end(2, {3});
   EXPECT_THAT(held, ElementsAre(std::pair<ProcessNumber, ObjectId>{1, object(1, 1)}))
@@ -276,7 +306,7 @@ TEST_F(AdoptedObjectsTest, WhatALivingProcessHasHandedOverIsStillHeldFromIt) {
 }
 
 TEST_F(AdoptedObjectsTest, AHandOverIsNotLostWhenItsGiverIsKilled) {
-  EXPECT_TRUE(adopted.hand_over(1, {value(1, 1, "given")}));
+  EXPECT_TRUE(hand_over(1, {value(1, 1, "given")}));
   ObjectId not_yet = stored(1, 2);
   end(1, {2});
   EXPECT_THAT(claim(2, 1, {object(1, 1), not_yet, object(1, 3)}).lost, ElementsAre(object(1, 3)))

@@ -190,9 +190,8 @@ std::vector<Entry*> ObjectTable::give(uint64_t bytes_max, size_t count_max) {
   };
   // What was given before may contain what was left out then: its bounds were reached.
   boost::unordered_flat_set<Entry*> seen;
-  for (const auto& [peer, held] : granted_)
-    for (const auto& [id, count] : held)
-      if (Entry* entry = find(id); seen.insert(entry).second) stack.push_back(entry);
+  for (const auto& [id, entry] : entries_)
+    if (entry->grants_out != 0 && seen.insert(entry).second) stack.push_back(entry);
   while (!stack.empty() && bytes < bytes_max && given.size() < count_max) {
     Entry* entry = stack.back();
     stack.pop_back();
