@@ -60,6 +60,19 @@ rt::Task<Result<std::string>> Client::call(uint16_t method, std::string body, Ca
   co_return result;
 }
 
+void Client::post(uint16_t method, std::string body, std::function<void(Result<std::string>)> done) {
+  if (stopped_) return;
+  auto call = std::make_shared<Call>();
+  call->header.kind = FrameKind::kRequest;
+  call->header.method = method;
+  call->header.id = next_id_++;
+  call->body = std::move(body);
+  call->deadline = rt::TimePoint::max();
+  call->posted = std::move(done);
+  calls_[call->header.id] = call;
+  if (up_) send(*call);
+}
+
 rt::Task<Result<std::string>> Client::wait_done(std::shared_ptr<Call> call) {
   co_await call->done.wait();
   co_return std::move(*call->result);
@@ -81,6 +94,7 @@ void Client::finish(uint64_t id, Result<std::string> result) {
   if (found == calls_.end()) return;  // given up, or answered twice
   const std::shared_ptr<Call> call = found->second;
   calls_.erase(found);
+  if (call->posted) return call->posted(std::move(result));
   call->result = std::move(result);
   call->done.set();
 }

@@ -60,6 +60,9 @@ class Client {
   void stop();
 
   rt::Task<Result<std::string>> call(uint16_t method, std::string body, CallOptions options = {});
+  /// A call that may be repeated, without deadline, whose place in the order is that of this call; `done`
+  /// gets the answer, and is not called any more once stopped; it must not stop the client. Not bounded here.
+  void post(uint16_t method, std::string body, std::function<void(Result<std::string>)> done);
   /// Greeted and ready.
   bool up() const { return up_; }
   /// Waits until up() is true.
@@ -75,6 +78,7 @@ class Client {
     bool sent = false;
     std::optional<Result<std::string>> result;
     rt::Event done;
+    std::function<void(Result<std::string>)> posted{};  ///< told instead of `result`
   };
 
   rt::Task<void> run();
