@@ -438,6 +438,8 @@ void Runtime::begin_exit(wire::Death reason) {
   rpc::futex_wake_all(credit_word_);
   leaving_changed_.notify_all();
   poke_event_fd(event_fd_);
+  // The thread that reads may sleep until a link is marked.
+  rpc::ring(mailbox_->bell(), welcome_.daemon_link, rpc::Urgency::kUrgent, -1);
 }
 
 void Runtime::request_exit(wire::Death reason) {
