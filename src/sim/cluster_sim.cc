@@ -39,11 +39,18 @@ class Cluster {
       disturb();
     }
     calm_down();
+    wait_until([this] { return converged(); }, 60s);
+    check_agreement();
+    for (const auto& [id, group] : control_->core().groups().all()) report_.groups += group.attempt > 0;
+    for (const auto& node : nodes_) node->remove_groups();
     wait_until([this] { return work_is_done() && converged(); }, 120s);
     check_settled();
     end_everything();
     report_.steps = loop_.steps();
-    for (const auto& plan : plans_) report_.tasks += plan->tasks_done;
+    for (const auto& plan : plans_) {
+      report_.tasks += plan->tasks_done;
+      report_.group_tasks += plan->group_tasks_done;
+    }
     return report_;
   }
 
@@ -81,6 +88,7 @@ class Cluster {
     plans_.push_back(std::make_unique<DriverPlan>());
     plans_.back()->tasks = static_cast<uint32_t>(20 + random().below(100));
     plans_.back()->actors = static_cast<uint32_t>(random().below(8));
+    plans_.back()->groups = static_cast<uint32_t>(random().below(4));
     node.run_driver(plans_.back().get());
   }
 
@@ -178,7 +186,35 @@ class Cluster {
     }
     return {};
   }
-  bool converged() const { return disagreement().empty(); }
+  /// Bundles lie where control has placed them, and nowhere else.
+  std::string group_disagreement() const {
+    std::map<std::pair<NodeId, PlacementGroupId>, uint64_t> placed;
+    for (const auto& [id, group] : control_->core().groups().all()) {
+      // One that is being reserved may wait on its node for room; then the node must know of it.
+      if (group.state != control::GroupState::kCreated && group.state != control::GroupState::kReserving)
+        continue;
+      for (const NodeId& node : group.nodes) placed[{node, id}] = group.attempt;
+    }
+    for (const auto& node : nodes_) {
+      for (const node::Scheduler::Holding& held : node->scheduler().holdings()) {
+        const auto found = placed.find({node->id(), held.group});
+        if (found == placed.end())
+          return "a node holds bundles of group " + held.group.hex() + ", and should not";
+        if (found->second != held.attempt)
+          return "a node holds group " + held.group.hex() + " of another attempt";
+        placed.erase(found);
+      }
+    }
+    return placed.empty()
+               ? std::string()
+               : "group " + placed.begin()->first.second.hex() + " is placed, and its node does not know";
+  }
+  bool converged() const { return disagreement().empty() && group_disagreement().empty(); }
+
+  void check_agreement() {
+    if (const std::string wrong = disagreement(); !wrong.empty()) fail(wrong);
+    if (const std::string wrong = group_disagreement(); !wrong.empty()) fail(wrong);
+  }
 
   void check_settled() {
     for (const auto& plan : plans_) {
@@ -189,7 +225,7 @@ class Cluster {
              " tasks done");
       if (plan->tasks_done > plan->tasks) fail("a task was done twice");
     }
-    if (const std::string wrong = disagreement(); !wrong.empty()) fail(wrong);
+    check_agreement();
     report_.actors = static_cast<uint32_t>(control_->core().actors().all().size());
   }
 
@@ -202,6 +238,9 @@ class Cluster {
           return false;
         }
       }
+      for (const auto& [id, group] : control_->core().groups().all()) {
+        if (group.state != control::GroupState::kRemoved) return false;
+      }
       for (const auto& node : nodes_) {
         if (!node->scheduler().is_idle() || !node->running_actors().empty()) return false;
       }
@@ -213,11 +252,14 @@ class Cluster {
         fail("actor " + id.hex() + " outlives its job in state " +
              std::to_string(static_cast<int>(record.info.state)));
     }
+    for (const auto& [id, group] : control_->core().groups().all()) {
+      if (group.state != control::GroupState::kRemoved) fail("group " + id.hex() + " outlives its job");
+    }
     for (const auto& node : nodes_) {
       if (!node->running_actors().empty()) fail("an actor runs when all is over");
       if (!node->scheduler().is_idle()) fail("a scheduler is not idle when all is over");
     }
-    fail("the end does not come: " + disagreement());
+    fail("the end does not come: " + disagreement() + group_disagreement());
   }
 
   rt::SimLoop loop_;

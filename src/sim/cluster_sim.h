@@ -2,8 +2,9 @@
 // simulated network, nodes around the real scheduler. Everything that happens follows from the seed.
 //
 // It runs a workload through crashes and losses, lets things calm down, and checks what must hold: every task
-// of a living driver is done; every actor is alive once, or dead; control and nodes agree; when all is over,
-// no lease, demand, or process of a job is left.
+// of a living driver is done; every actor is alive once, or dead; control and nodes agree, of placement
+// groups too: their bundles lie where control has placed them and nowhere else; when all is over, no lease,
+// demand, reservation or process of a job is left.
 #pragma once
 
 #include <cstdint>
@@ -16,6 +17,8 @@ struct SimReport {
   uint64_t steps{};
   uint32_t tasks{};
   uint32_t actors{};
+  uint32_t groups{};       ///< placement groups that were placed
+  uint32_t group_tasks{};  ///< that ran in them
   uint32_t node_crashes{};
   uint32_t control_crashes{};
   uint32_t cuts{};

@@ -12,6 +12,8 @@ TEST(ClusterSim, SurvivesItsSeeds) {
     ASSERT_EQ(report.problem, "") << "seed " << seed << ": run skate_sim --from " << seed << " --seeds 1";
     sum.tasks += report.tasks;
     sum.actors += report.actors;
+    sum.groups += report.groups;
+    sum.group_tasks += report.group_tasks;
     sum.node_crashes += report.node_crashes;
     sum.control_crashes += report.control_crashes;
     sum.cuts += report.cuts;
@@ -19,6 +21,8 @@ TEST(ClusterSim, SurvivesItsSeeds) {
   // The workload would prove nothing if nothing happened in it.
   EXPECT_GT(sum.tasks, 1000u);
   EXPECT_GT(sum.actors, 100u);
+  EXPECT_GT(sum.groups, 50u);
+  EXPECT_GT(sum.group_tasks, 100u);
   EXPECT_GT(sum.node_crashes, 3u);
   EXPECT_GT(sum.control_crashes, 5u);
   EXPECT_GT(sum.cuts, 5u);

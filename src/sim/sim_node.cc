@@ -24,6 +24,7 @@ rpc::CallOptions until_answered() {
 }
 
 constexpr uint32_t kLeasesWanted = 4;
+constexpr uint64_t kFirstGroupShape = 100;
 
 }  // namespace
 
@@ -56,7 +57,25 @@ AnyId SimNode::random_id() {
   return out;
 }
 
-void SimNode::start() { client_.start(); }
+void SimNode::start() {
+  client_.start();
+  tasks_.spawn(report_loop());
+}
+
+/// Control places bundles by what nodes report.
+rt::Task<void> SimNode::report_loop() {
+  while (true) {
+    co_await client_.wait_up();
+    if (wire::Resources available = scheduler_.available(); available != reported_) {
+      wire::NodeReport report;
+      report.node = id_;
+      report.sequence = ++reports_;
+      report.available = reported_ = std::move(available);
+      tell(ControlMethod::kNodeReport, report);
+    }
+    co_await rt::sleep_for(100ms);
+  }
+}
 
 rt::Task<void> SimNode::short_delay() {
   co_await rt::sleep_for(rt::Duration(loop_.random().below(3'000'000)));
@@ -81,6 +100,9 @@ rt::Task<Result<void>> SimNode::greet(rpc::Client* client) {
     info.detached = actor.order.spec.detached;
     message.live_actors.push_back(std::move(info));
   }
+  for (const node::Scheduler::Holding& holding : scheduler_.holdings())
+    message.reservations.emplace_back(holding.group, holding.attempt);
+  reported_.clear();  // a service that was restarted knows nothing of it
   rpc::CallOptions options;
   options.greeting = true;
   Result<wire::RegisterNodeReply> reply =
@@ -130,6 +152,7 @@ rt::Task<void> SimNode::drive(std::shared_ptr<Driver> driver) {
   driver->plan->registered = true;
   scheduler_.start_job(driver->job, "python", 2);
   for (uint32_t i = 0; i < driver->plan->actors; ++i) tasks_.spawn(make_actor(driver, i));
+  for (uint32_t i = 0; i < driver->plan->groups; ++i) tasks_.spawn(make_group(driver, kFirstGroupShape + i));
   demand(*driver);
   pump();
   co_await driver->end.wait();
@@ -178,6 +201,49 @@ rt::Task<void> SimNode::make_actor(std::shared_ptr<Driver> driver, uint32_t inde
   tell(ControlMethod::kKillActor, kill);
 }
 
+rt::Task<void> SimNode::make_group(std::shared_ptr<Driver> driver, uint64_t shape) {
+  co_await rt::sleep_for(rt::Duration(loop_.random().below(1'000'000'000)));
+  wire::PlacementGroupRequest request;
+  request.key = loop_.random()();
+  request.group = random_id<PlacementGroupId>();
+  request.name_space = "ns";
+  request.job = driver->job;
+  constexpr const char* kStrategies[] = {"PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"};
+  request.strategy = kStrategies[loop_.random().below(4)];
+  const uint64_t bundles = 1 + loop_.random().below(3);
+  for (uint64_t i = 0; i < bundles; ++i)
+    request.bundles.push_back(
+        {{"CPU", static_cast<int64_t>(1 + loop_.random().below(2)) * wire::kResourceUnit}});
+  Result<wire::PlacementGroupReply> made = co_await rpc::call<wire::PlacementGroupReply>(
+      &client_, ControlMethod::kCreatePlacementGroup, request, until_answered());
+  if (!drivers_.contains(driver->number)) co_return;
+  if (!made) {
+    problem_ = "a placement group cannot be made: " + made.error().message;
+    co_return;
+  }
+  driver->in_groups[shape] = {request.group, static_cast<uint32_t>(loop_.random().below(10))};
+  demand_in_group(*driver, shape);
+  pump();
+  if (!groups_are_over_) {
+    if (loop_.random().chance(0.3)) co_return;  // goes with its job
+    co_await rt::sleep_for(rt::Duration(loop_.random().below(3'000'000'000)));
+  }
+  remove_group(*driver, shape);
+}
+
+void SimNode::remove_group(Driver& driver, uint64_t shape) {
+  wire::PlacementGroupRequest removal;
+  removal.key = loop_.random()();
+  removal.group = std::exchange(driver.in_groups.at(shape).group, PlacementGroupId::nil());
+  if (!removal.group.is_nil()) tell(ControlMethod::kRemovePlacementGroup, removal);
+}
+
+void SimNode::remove_groups() {
+  groups_are_over_ = true;
+  for (auto& [number, driver] : drivers_)
+    for (auto& [shape, work] : driver->in_groups) remove_group(*driver, shape);
+}
+
 void SimNode::kill_actor(const ActorId& actor) {
   wire::KillActor kill;
   kill.key = loop_.random()();
@@ -192,6 +258,30 @@ void SimNode::demand(Driver& driver) {
   for (int i = 0; i < times; ++i)
     scheduler_.demand(driver.number, 1, driver.job, {{"CPU", wire::kResourceUnit}}, "", "f", 0, wanted,
                       driver.left, now_us());
+}
+
+void SimNode::demand_in_group(Driver& driver, uint64_t shape) {
+  const auto work = driver.in_groups.find(shape);
+  if (work == driver.in_groups.end() || work->second.group.is_nil()) return;
+  scheduler_.demand(driver.number, shape, driver.job, {{"CPU", wire::kResourceUnit}}, "", "g", 0,
+                    std::min(2u, work->second.left), work->second.left, now_us(),
+                    {work->second.group, -1, ""});
+}
+
+/// One task. It may be evicted, its driver may end; what of its group is not on this node waits until then.
+rt::Task<void> SimNode::work_in_group(std::shared_ptr<Driver> driver, node::Grant grant) {
+  co_await short_delay();
+  scheduler_.works(grant.worker, now_us());
+  co_await rt::sleep_for(rt::Duration(loop_.random().below(100'000'000)));
+  scheduler_.works(grant.worker, -now_us());
+  const auto work = driver->in_groups.find(grant.shape_id);
+  if (workers_.contains(grant.worker) && work != driver->in_groups.end() && work->second.left > 0) {
+    --work->second.left;
+    ++driver->plan->group_tasks_done;
+  }
+  scheduler_.lease_returned(driver->number, grant.lease, false, now_us());
+  if (drivers_.contains(driver->number)) demand_in_group(*driver, grant.shape_id);
+  pump();
 }
 
 rt::Task<void> SimNode::hold_lease(std::shared_ptr<Driver> driver, node::Grant grant) {
@@ -243,6 +333,11 @@ rt::Task<void> SimNode::start_worker(ProcessNumber worker) {
     scheduler_.worker_ready(worker, now_us());
   }
   pump();
+}
+
+rt::Task<void> SimNode::evict(ProcessNumber worker) {
+  co_await short_delay();
+  if (workers_.contains(worker)) worker_died(worker, DeathKind::kKilled);
 }
 
 rt::Task<void> SimNode::stop_worker(node::StopWorker stop) {
@@ -299,6 +394,19 @@ void SimNode::on_command(uint16_t topic, const std::string& body) {
     if (auto order = wire::decode<wire::StopActor>(std::string_view(body))) stop_actor(*order);
   } else if (command == wire::NodeCommand::kJobFinished) {
     if (auto job = wire::decode<wire::FinishJob>(std::string_view(body))) scheduler_.finish_job(job->job);
+  } else if (command == wire::NodeCommand::kReserveBundles) {
+    if (auto order = wire::decode<wire::ReserveBundles>(std::string_view(body)))
+      scheduler_.reserve(order->group, order->attempt, std::move(order->bundles), now_us(), order->waits);
+  } else if (command == wire::NodeCommand::kCommitBundles) {
+    if (auto order = wire::decode<wire::GroupOrder>(std::string_view(body)))
+      scheduler_.commit(order->group, order->attempt);
+  } else if (command == wire::NodeCommand::kReturnBundles) {
+    if (auto order = wire::decode<wire::GroupOrder>(std::string_view(body))) {
+      if (order->removed)
+        scheduler_.end_group(order->group, order->why);
+      else
+        scheduler_.unreserve(order->group, order->attempt, order->why);
+    }
   }
   pump();
 }
@@ -368,6 +476,9 @@ void SimNode::pump() {
   pumping_ = false;
   if (std::string wrong = scheduler_.check(); !wrong.empty() && problem_.empty())
     problem_ = "scheduler: " + wrong;
+  for (const node::Reserved& made : decisions.reserved)
+    tell(ControlMethod::kBundlesReserved, wire::BundlesReserved{made.group, made.attempt, made.ok});
+  for (const node::Eviction& eviction : decisions.evictions) tasks_.spawn(evict(eviction.worker));
   for (const node::StartWorker& start : decisions.starts) {
     starting_.insert(start.worker);
     tasks_.spawn(start_worker(start.worker));
@@ -382,7 +493,8 @@ void SimNode::pump() {
     }
     if (!workers_.contains(grant.worker) && problem_.empty())
       problem_ = "a lease of a worker that does not run";
-    tasks_.spawn(hold_lease(driver->second, grant));
+    tasks_.spawn(grant.shape_id >= kFirstGroupShape ? work_in_group(driver->second, grant)
+                                                    : hold_lease(driver->second, grant));
   }
   for (const node::ActorPlacement& placement : decisions.placements) {
     for (auto& [id, actor] : actors_) {
@@ -392,7 +504,12 @@ void SimNode::pump() {
     }
   }
   for (const node::Refusal& refusal : decisions.refusals) {
-    if (refusal.owner != 0) continue;  // the driver asks again with its next demand
+    if (refusal.owner != 0) {  // the driver asks again with its next demand, but not for a group that is gone
+      const auto driver = drivers_.find(refusal.owner);
+      if (driver != drivers_.end() && refusal.why == node::Refusal::Why::kGroupRemoved)
+        driver->second->in_groups.at(refusal.shape_id).group = PlacementGroupId::nil();
+      continue;
+    }
     for (auto& [id, actor] : actors_) {
       if (actor.number != refusal.shape_id) continue;
       const ActorId refused = id;

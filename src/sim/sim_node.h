@@ -28,8 +28,9 @@ struct SimNodeOptions {
 struct DriverPlan {
   uint32_t tasks{};
   uint32_t actors{};
-  bool stays{};  ///< ends only when told to
+  uint32_t groups{};  ///< placement groups, and tasks in them
   uint32_t tasks_done{};
+  uint32_t group_tasks_done{};
   bool registered{};
   bool ended{};
   bool lost{};  ///< its node crashed
@@ -43,6 +44,8 @@ class SimNode {
   void start();
   void run_driver(DriverPlan* plan);
   void end_drivers();
+  /// Removes all placement groups of its drivers, also those to come: they may hold all CPUs.
+  void remove_groups();
   void kill_actor(const ActorId& actor);
   /// No worker crashes from now on.
   void calm_down() { options_.worker_crash_probability = 0; }
@@ -61,6 +64,10 @@ class SimNode {
 
  private:
   using ProcessNumber = node::ProcessNumber;
+  struct GroupWork {
+    PlacementGroupId group;  ///< nil once removed
+    uint32_t left{};
+  };
   struct Driver {
     ProcessNumber number{};
     WorkerId id;
@@ -70,7 +77,7 @@ class SimNode {
     uint32_t running{};
     std::set<node::LeaseNumber> leases;
     std::set<node::LeaseNumber> recalled;
-    std::vector<ActorId> actors;
+    std::map<uint64_t, GroupWork> in_groups;  ///< by shape
     rt::Event end;
   };
   struct Actor {
@@ -83,7 +90,11 @@ class SimNode {
 
   rt::Task<void> drive(std::shared_ptr<Driver> driver);
   rt::Task<void> make_actor(std::shared_ptr<Driver> driver, uint32_t index);
+  rt::Task<void> make_group(std::shared_ptr<Driver> driver, uint64_t shape);
   rt::Task<void> hold_lease(std::shared_ptr<Driver> driver, node::Grant grant);
+  rt::Task<void> work_in_group(std::shared_ptr<Driver> driver, node::Grant grant);
+  rt::Task<void> evict(ProcessNumber worker);
+  rt::Task<void> report_loop();
   rt::Task<void> deliver_recall(node::Recall recall);
   rt::Task<void> start_worker(ProcessNumber worker);
   rt::Task<void> stop_worker(node::StopWorker stop);
@@ -93,6 +104,8 @@ class SimNode {
   rt::Task<void> short_delay();
 
   void demand(Driver& driver);
+  void demand_in_group(Driver& driver, uint64_t shape);
+  void remove_group(Driver& driver, uint64_t shape);
   void worker_died(ProcessNumber worker, wire::DeathKind kind);
   void report_death(const ActorId& actor, uint64_t incarnation, const WorkerId& worker, wire::DeathKind kind);
   void on_command(uint16_t topic, const std::string& body);
@@ -121,6 +134,9 @@ class SimNode {
   std::map<ActorId, Actor> actors_;
   std::map<ActorId, uint64_t> may_start_;  // the lowest incarnation that still may
   uint64_t last_actor_ = 0;
+  uint64_t reports_ = 0;
+  bool groups_are_over_ = false;
+  wire::Resources reported_;
   rt::Timer pump_timer_;
   rpc::Client client_;
   rt::TaskGroup tasks_;

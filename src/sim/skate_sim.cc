@@ -32,9 +32,9 @@ int main(int argc, char** argv) {
   for (uint64_t seed = from; seed < from + seeds; ++seed) {
     const skate::sim::SimReport report = skate::sim::run_cluster(seed);
     std::printf("seed %" PRIu64 ": %" PRIu64
-                " steps, %u tasks, %u actors, %u node and %u control crashes, %u cuts: %s\n",
-                seed, report.steps, report.tasks, report.actors, report.node_crashes, report.control_crashes,
-                report.cuts, report.problem.empty() ? "ok" : report.problem.c_str());
+                " steps, %u tasks, %u actors, %u groups, %u node and %u control crashes, %u cuts: %s\n",
+                seed, report.steps, report.tasks, report.actors, report.groups, report.node_crashes,
+                report.control_crashes, report.cuts, report.problem.empty() ? "ok" : report.problem.c_str());
     const skate::sim::OwnershipReport owned = skate::sim::run_ownership(seed);
     std::printf("seed %" PRIu64 " of ownership: %" PRIu64 " messages, %u deaths, %u hand-overs, %" PRIu64
                 " objects adopted, %" PRIu64 " lost: %s\n",

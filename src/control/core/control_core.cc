@@ -144,7 +144,7 @@ Result<std::string> ControlCore::dispatch(const NodeId& from, ControlMethod meth
       });
     case ControlMethod::kCreatePlacementGroup:
       return with.operator()<wire::PlacementGroupRequest>(
-          [&](const auto& message) { return groups_.create(message, out); });
+          [&](const auto& message) { return create_group(message, out); });
     case ControlMethod::kRemovePlacementGroup:
       return with.operator()<wire::PlacementGroupRequest>(
           [&](const auto& message) { return groups_.remove(message.group, out); });
@@ -182,6 +182,15 @@ Result<wire::RegisterActorReply> ControlCore::register_actor(const wire::Registe
   if (ended && !actors_.is_living_actor(request.owner.worker))
     return Error{ErrorCode::kNotFound, "the job of the new actor has ended"};
   return actors_.add(request, out);
+}
+
+Result<wire::PlacementGroupReply> ControlCore::create_group(const wire::PlacementGroupRequest& request,
+                                                            Outbox& out) {
+  const JobRecord* job = jobs_.find(request.job);
+  const bool ended = job != nullptr && job->ended_ms != 0;
+  if (ended && !groups_.all().contains(request.group) && !actors_.is_living_actor(request.creator))
+    return Error{ErrorCode::kNotFound, "the job of the new placement group has ended"};
+  return groups_.create(request, ended, out);
 }
 
 void ControlCore::finish_job(const JobId& id, bool failed, const Moment& moment, Outbox& out) {
@@ -228,7 +237,10 @@ Result<void> ControlCore::recover(const std::vector<Row>& rows, const Moment& mo
   for (const NodeId& node : actors_.recovered_nodes()) nodes_.expect(node, moment.now);
   for (const NodeId& node : groups_.recovered_nodes()) nodes_.expect(node, moment.now);
   for (const auto& [id, job] : jobs_.all()) {
-    if (job.ended_ms == 0) nodes_.expect(job.driver.node, moment.now);
+    if (job.ended_ms == 0)
+      nodes_.expect(job.driver.node, moment.now);
+    else
+      groups_.recover_ended(id);
   }
   return {};
 }

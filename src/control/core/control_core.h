@@ -62,6 +62,7 @@ class ControlCore {
   Result<wire::RegisterNodeReply> register_node(const wire::RegisterNode& request, const Moment& moment,
                                                 Outbox& out);
   Result<wire::RegisterActorReply> register_actor(const wire::RegisterActor& request, Outbox& out);
+  Result<wire::PlacementGroupReply> create_group(const wire::PlacementGroupRequest& request, Outbox& out);
   void finish_job(const JobId& job, bool failed, const Moment& moment, Outbox& out);
   void node_changed(Outbox& out);
   /// Actors and groups follow each other: what waited for a group, groups that a dead actor leaves behind.

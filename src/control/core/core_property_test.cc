@@ -417,6 +417,38 @@ TEST(CoreProperty, HoldsItsInvariantsAndSettles) {
   }
 }
 
+// A request that is repeated after a loss may come when its driver has ended: what it makes would stay for
+// good.
+TEST(Core, AGroupOfAJobThatHasEndedIsRefused) {
+  ControlCore core(CoreOptions{"s", "{}", "1.0", 1000});
+  Outbox out;
+  NodeId node;
+  node.bytes.fill(1);
+  auto call = [&]<class Message>(wire::ControlMethod method, const Message& message) {
+    return core.handle(node, method, wire::encode(message), Moment{}, out);
+  };
+  wire::RegisterNode info;
+  info.node = node;
+  info.version = "1.0";
+  info.resources = {{"CPU", 4 * wire::kResourceUnit}};
+  ASSERT_TRUE(call(wire::ControlMethod::kRegisterNode, info).ok());
+  wire::RegisterJob job{.key = 1, .driver = {WorkerId::random(), node}};
+  Result<std::string> registered = call(wire::ControlMethod::kRegisterJob, job);
+  ASSERT_TRUE(registered.ok());
+  const JobId id = wire::decode<wire::RegisterJobReply>(std::string_view(*registered))->job;
+  wire::PlacementGroupRequest group{.key = 2, .group = PlacementGroupId::random(), .strategy = "PACK"};
+  group.bundles = {{{"CPU", wire::kResourceUnit}}};
+  group.job = id;
+  ASSERT_TRUE(call(wire::ControlMethod::kCreatePlacementGroup, group).ok());
+  ASSERT_TRUE(call(wire::ControlMethod::kFinishJob, wire::FinishJob{3, id, false}).ok());
+  EXPECT_EQ(core.groups().all().at(group.group).state, GroupState::kRemoved);
+  EXPECT_TRUE(call(wire::ControlMethod::kCreatePlacementGroup, group).ok()) << "the answer of before, again";
+  group.key = 4;
+  group.group = PlacementGroupId::random();
+  EXPECT_EQ(call(wire::ControlMethod::kCreatePlacementGroup, group).error().code, ErrorCode::kNotFound);
+  EXPECT_FALSE(core.groups().all().contains(group.group));
+}
+
 TEST(CoreProperty, GarbageIsRefused) {
   rt::Random random(7);
   ControlCore core(CoreOptions{"s", "{}", "1.0", 1000});

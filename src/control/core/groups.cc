@@ -110,7 +110,7 @@ void GroupTable::changed(GroupRecord& group, Outbox& out) {
 }
 
 Result<wire::PlacementGroupReply> GroupTable::create(const wire::PlacementGroupRequest& request,
-                                                     Outbox& out) {
+                                                     bool job_ended, Outbox& out) {
   if (const auto known = groups_.find(request.group); known != groups_.end()) return describe(known->second);
   if (request.group.is_nil()) return Error{ErrorCode::kInvalid, "a placement group needs an id"};
   if (!parse_group_strategy(request.strategy))
@@ -140,6 +140,7 @@ Result<wire::PlacementGroupReply> GroupTable::create(const wire::PlacementGroupR
   if (!request.name.empty()) names_[full_name] = request.group;
   GroupRecord& group = groups_[request.group];
   group.request = request;
+  if (job_ended && !request.detached) orphans_.insert(request.group);
   if (!plan(group, out)) pending_.push_back(request.group);
   changed(group, out);
   return describe(group);
@@ -228,6 +229,12 @@ void GroupTable::job_finished(const JobId& job, const IsLivingActor& is_living, 
     }
   }
   forget_oldest();
+}
+
+void GroupTable::recover_ended(const JobId& job) {
+  for (const auto& [id, group] : groups_)
+    if (group.request.job == job && !group.request.detached && group.state != GroupState::kRemoved)
+      orphans_.insert(id);
 }
 
 void GroupTable::end_orphans(const IsLivingActor& is_living, Outbox& out) {

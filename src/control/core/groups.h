@@ -51,8 +51,9 @@ class GroupTable {
 
   explicit GroupTable(NodeTable& nodes) : nodes_(nodes) {}
 
-  /// kExists when a group of the namespace has the name.
-  Result<wire::PlacementGroupReply> create(const wire::PlacementGroupRequest& request, Outbox& out);
+  /// kExists when a group of the namespace has the name. `job_ended`: only the actor that makes it keeps it.
+  Result<wire::PlacementGroupReply> create(const wire::PlacementGroupRequest& request, bool job_ended,
+                                           Outbox& out);
   Result<wire::PlacementGroupReply> remove(const PlacementGroupId& group, Outbox& out);
   /// `asking`, unless nil, is told of changes from now on.
   Result<wire::PlacementGroupReply> get(const wire::PlacementGroupRequest& request, const NodeId& asking);
@@ -72,6 +73,8 @@ class GroupTable {
   bool take_changed() { return std::exchange(changed_, false); }
 
   void recover(GroupRecord record);
+  /// After all groups: what is left of this job lives as long as the actors that made it.
+  void recover_ended(const JobId& job);
   std::set<NodeId> recovered_nodes() const;
   /// Empty, or which invariant does not hold; for tests.
   std::string check() const;

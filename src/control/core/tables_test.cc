@@ -92,7 +92,7 @@ class Groups : public testing::Test {
     request.detached = detached;
     request.creator = creator;
     request.job = JobId::from_bytes("job1");
-    EXPECT_TRUE(groups_.create(request, out_).ok());
+    EXPECT_TRUE(groups_.create(request, false, out_).ok());
     return request.group;
   }
   std::string state(const PlacementGroupId& group) {
@@ -196,7 +196,7 @@ TEST_F(Groups, LabelsOfBundles) {
        std::map<std::string, std::string>{{"eu", "PENDING"}, {"!eu", "PENDING"}, {"us", "INFEASIBLE"}}) {
     request.group = PlacementGroupId::random();
     request.bundle_labels = {{{"region", selector}}};
-    EXPECT_EQ(groups_.create(request, out_)->state, expected) << selector;
+    EXPECT_EQ(groups_.create(request, false, out_)->state, expected) << selector;
   }
   ASSERT_EQ(out_.messages.size(), 2u);
   EXPECT_NE(out_.messages[0].node, out_.messages[1].node);
@@ -251,16 +251,16 @@ TEST_F(Groups, NamesAreFoundAndTakenOnce) {
   request.bundles = {cpus(1)};
   request.name = "mine";
   request.name_space = "ns";
-  ASSERT_TRUE(groups_.create(request, out_).ok());
+  ASSERT_TRUE(groups_.create(request, false, out_).ok());
   wire::PlacementGroupRequest again = request;
   again.group = PlacementGroupId::random();
-  EXPECT_EQ(groups_.create(again, out_).error().code, ErrorCode::kExists);
+  EXPECT_EQ(groups_.create(again, false, out_).error().code, ErrorCode::kExists);
   wire::PlacementGroupRequest by_name = request;
   by_name.group = PlacementGroupId::nil();
   EXPECT_EQ(groups_.get(by_name, NodeId::nil())->group, request.group);
   ASSERT_TRUE(groups_.remove(request.group, out_).ok());
   EXPECT_FALSE(groups_.get(by_name, NodeId::nil()).ok());
-  EXPECT_TRUE(groups_.create(again, out_).ok());
+  EXPECT_TRUE(groups_.create(again, false, out_).ok());
 }
 
 TEST_F(Groups, WhereWhatRunsInAGroupGoes) {
@@ -276,15 +276,15 @@ TEST_F(Groups, WhereWhatRunsInAGroupGoes) {
 TEST_F(Groups, BadRequests) {
   wire::PlacementGroupRequest request;
   request.group = PlacementGroupId::random();
-  EXPECT_FALSE(groups_.create(request, out_).ok());
+  EXPECT_FALSE(groups_.create(request, false, out_).ok());
   request.bundles = {cpus(1)};
   request.strategy = "NEAR";
-  EXPECT_FALSE(groups_.create(request, out_).ok());
+  EXPECT_FALSE(groups_.create(request, false, out_).ok());
   request.strategy = "PACK";
   request.bundles = {{{"CPU", -1}}};
-  EXPECT_FALSE(groups_.create(request, out_).ok());
+  EXPECT_FALSE(groups_.create(request, false, out_).ok());
   request.bundles = {wire::Resources{}};
-  EXPECT_FALSE(groups_.create(request, out_).ok());
+  EXPECT_FALSE(groups_.create(request, false, out_).ok());
   request.group = PlacementGroupId::random();
   EXPECT_FALSE(groups_.get(request, NodeId::nil()).ok());
 }
