@@ -147,9 +147,22 @@ def _check_names(options: dict[str, Any], known: dict[str, tuple[type, ...]], wh
 
 def _check_type(name: str, value: Any, accepted: tuple[type, ...]) -> None:
     if isinstance(value, accepted):
+        if isinstance(value, str):
+            check_text(f"the option {name!r}", value)
         return
     names = " or ".join("None" if t is _NONE else t.__name__ for t in accepted)
     raise TypeError(f"the option {name!r} takes {names}, not {type(value).__name__} ({value!r})")
+
+
+def check_text(name: str, value: str) -> None:
+    """Text that travels: file names and the like may hold what is no character."""
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{name} cannot be {value!r}: {value[error.start]!r} at index {error.start} is half of a surrogate "
+            "pair and no character. Pass text that can be encoded in UTF-8."
+        ) from None
 
 
 def _check_count(options: dict[str, Any], name: str, low: int, high: int = 2**31 - 1) -> None:

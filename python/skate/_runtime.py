@@ -114,6 +114,7 @@ def init(
     for name, is_set, advice in refuse:
         if is_set:
             raise RuntimeError(f"init does not support {name}: {advice}")
+    _check_working_directory()
     private = _private_options(kwargs)
     if address is None:
         address = _config.env("ADDRESS") or None
@@ -275,6 +276,24 @@ def _spill_dir(config: Any, given: str | None) -> str | None:
     return path or given
 
 
+def _check_working_directory() -> None:
+    """The workers start in it, and what init itself does would fail with less to say."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        try:
+            place = os.readlink("/proc/self/cwd").removesuffix(" (deleted)")
+        except OSError:
+            place = os.environ.get("PWD", "?")
+        raise type(error)(
+            error.errno,
+            f"init cannot tell the working directory of this process, in which its workers would start "
+            f"({error.strerror}; it may have been deleted): call os.chdir() with a directory that exists before "
+            "init",
+            place,
+        ) from None
+
+
 def _check_address(address: Any) -> None:
     if address is None:
         return
@@ -295,6 +314,9 @@ def _check_namespace(namespace: Any) -> str:
         raise TypeError(f"namespace takes a string or None, not {type(namespace).__name__}")
     if not namespace:
         raise ValueError("a namespace cannot be empty: pass None for one of this job's own")
+    from skate._options import check_text
+
+    check_text("the namespace", namespace)
     return namespace
 
 
@@ -407,7 +429,7 @@ def get(object_refs: Any, *, timeout: float | None = None, _use_object_store: bo
     """
     if async_actor:
         _warn_of_blocking()
-    if timeout is not None and timeout < 0:
+    if timeout is not None and _is_negative(timeout):
         timeout = None
     kind = type(object_refs)
     if kind is ObjectRef or kind is list:
@@ -419,6 +441,15 @@ def get(object_refs: Any, *, timeout: float | None = None, _use_object_store: bo
     if isinstance(object_refs, list):
         return _skate.get(list(object_refs), timeout)
     raise ValueError(f"get takes an ObjectRef or a list of them, not {kind.__name__}: {object_refs!r}")
+
+
+def _is_negative(timeout: Any) -> bool:
+    try:
+        return bool(timeout < 0)
+    except TypeError:
+        raise TypeError(
+            f"timeout takes a number of seconds, or None to wait for as long as it takes, not {timeout!r}"
+        ) from None
 
 
 def wait(
@@ -435,12 +466,15 @@ def wait(
     """
     if async_actor:
         _warn_of_blocking()
-    if timeout is not None and timeout < 0:
+    if timeout is not None and _is_negative(timeout):
         raise ValueError(f"timeout cannot be negative, but is {timeout}")
     try:
         return _skate.wait(waitables, num_returns, timeout, fetch_local)
     except TypeError:
-        # The native wait looks at all types before it waits, and knows lists of refs only.
+        # The native wait looks at all types before it waits, and knows lists of refs and plain ints only.
+        if not isinstance(num_returns, int):
+            num_returns = _index("num_returns", num_returns)
+            return wait(waitables, num_returns=num_returns, timeout=timeout, fetch_local=fetch_local)
         if isinstance(waitables, list):
             if any(type(item) is ObjectRefGenerator for item in waitables):
                 return _wait_mixed(waitables, num_returns, timeout, fetch_local)
@@ -455,6 +489,16 @@ def wait(
             raise
         ensure_connected()
         return wait(waitables, num_returns=num_returns, timeout=timeout, fetch_local=fetch_local)
+
+
+def _index(name: str, value: Any) -> int:
+    """What counts as a whole number, such as numpy's."""
+    import operator
+
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} takes a whole number, not {value!r}: pass an int") from None
 
 
 def _wait_mixed(
@@ -556,6 +600,9 @@ def get_actor(name: str, namespace: str | None = None) -> Any:
         raise TypeError(f"the name of an actor is a string, not {type(name).__name__}")
     if not name:
         raise ValueError("the name of an actor cannot be empty")
+    from skate._options import check_text
+
+    check_text("the name of an actor", name)
     if namespace is not None:
         namespace = _check_namespace(namespace)
     ensure_connected()

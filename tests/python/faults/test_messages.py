@@ -394,3 +394,76 @@ def test_a_cancelled_actor_call_that_waits_for_an_argument_holds_nothing_up(tmp_
     assert skate.get(later, timeout=30) == 2
     go.touch()
     assert skate.get(a.echo.remote(argument), timeout=30) == "late"
+
+
+@pytest.mark.parametrize(
+    "call", [skate.get, lambda ref, **given: skate.wait([ref], **given)], ids=["get", "wait"]
+)
+@pytest.mark.parametrize("timeout", ["x", [1]])
+def test_a_timeout_that_is_no_number_is_named(call, timeout):
+    with pytest.raises(TypeError) as info:
+        call(identity.remote(1), timeout=timeout)
+    for word in ("timeout", "number of seconds", repr(timeout)):
+        assert word in str(info.value)
+
+
+@pytest.mark.parametrize("count", [1.0, "1", None])
+def test_a_number_of_returns_that_is_no_whole_number_is_named(count):
+    with pytest.raises(TypeError) as info:
+        skate.wait([identity.remote(1)], num_returns=count)
+    for word in ("num_returns", "whole number", repr(count)):
+        assert word in str(info.value)
+
+
+def test_numbers_of_returns_from_other_libraries():
+    numpy = pytest.importorskip("numpy")
+    refs = [identity.remote(i) for i in range(3)]
+    ready, others = skate.wait(refs, num_returns=numpy.int64(2), timeout=numpy.float32(30))
+    assert (len(ready), len(others)) == (2, 1)
+
+
+@skate.remote
+class Named:
+    pass
+
+
+@pytest.mark.parametrize(
+    "use, what",
+    [
+        (lambda text: Named.options(name=text), "'name'"),
+        (lambda text: Named.options(namespace=text), "'namespace'"),
+        (lambda text: identity.options(name=text), "'name'"),
+        (skate.get_actor, "the name of an actor"),
+        (lambda text: skate.get_actor("a", namespace=text), "the namespace"),
+    ],
+    ids=["actor", "actor's namespace", "task", "get_actor", "get_actor's namespace"],
+)
+def test_text_that_cannot_be_encoded_is_named(use, what):
+    with pytest.raises(ValueError) as info:
+        use("ab\udcff")
+    assert type(info.value) is ValueError
+    for word in (what, "'ab\\udcff'", "index 2", "UTF-8"):
+        assert word in str(info.value), str(info.value)
+
+
+def test_init_in_a_directory_that_is_gone_names_it(driver, tmp_path):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    d = driver(
+        f"""
+import os, skate
+os.chdir({str(gone)!r})
+os.rmdir({str(gone)!r})
+try:
+    skate.init(num_cpus=1)
+except FileNotFoundError as e:
+    print("SAID", e)
+os.chdir("/")
+skate.init(num_cpus=1, log_to_driver=False)
+print("THEN", skate.get(skate.remote(lambda: os.getcwd()).remote()))
+"""
+    )
+    rc, out = d.finish()
+    assert rc == 0 and "THEN /" in out, out
+    for word in ("SAID", str(gone), "os.chdir", "deleted"):
+        assert word in out, out
