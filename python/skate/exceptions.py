@@ -65,12 +65,24 @@ class TaskError(SkateError):
             return self
         try:
             return _make_dual(self)
-        except TypeError:
-            # The cause's class refuses subclasses or instances of them, so only the plain error is left.
+        except Exception as error:  # whatever the cause's class does when it is derived from
+            _warn_of_plain_error(cause, error)
             return self
 
     def make_dual_exception_instance(self) -> TaskError:
         return _make_dual(self)
+
+
+def _warn_of_plain_error(cause: BaseException, error: Exception) -> None:
+    import logging
+
+    cls = type(cause)
+    logging.getLogger("skate").warning(
+        f"a task raised {cls.__module__}.{cls.__qualname__}, which cannot be derived from "
+        f"({type(error).__name__}: {error}): it is raised here as a plain TaskError, which `except "
+        f"{cls.__name__}` does not catch. Catch TaskError and look at its `cause`, or let the class be derived "
+        "from."
+    )
 
 
 def portable(exc: BaseException) -> Any:
@@ -109,7 +121,7 @@ def _make_dual(error: TaskError) -> TaskError:
     dual: TaskError = _new_exception(dual_type, error.cause)
     dual.cause = error.cause
     dual.__dict__["_task_error"] = error
-    dual.args = (error.cause,)
+    _set_args(dual, (error.cause,))  # also where the cause's class has made `args` something of its own
     _copy_native_fields(error.cause, dual)
     return dual
 
@@ -153,19 +165,21 @@ def _dual_type(cause_type: type[BaseException]) -> type[TaskError]:
 _TASK_ERROR_FIELDS = frozenset(
     ("function_name", "traceback_str", "proctitle", "pid", "ip", "actor_repr", "_actor_id")
 )
+_set_args: Any = BaseException.args.__set__  # type: ignore[attr-defined]
 _HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: a class made by Python code
 
 
 def _new_exception(cls: type[Any], like: BaseException) -> Any:
     """An instance of `cls` without its __init__; exception groups are made with the parts of `like`."""
+    # The native class whose memory layout `cls` has; the __new__ of another one, such as MemoryError's, which has
+    # a layout like Exception's and memory of its own, refuses.
+    base: Any = cls
+    while base.__flags__ & _HEAP_TYPE:
+        base = base.__base__
     members = getattr(like, "exceptions", None)
-    base: Any
-    for base in cls.__mro__:
-        if not base.__flags__ & _HEAP_TYPE:
-            if base.__name__.endswith("ExceptionGroup") and members is not None:
-                return base.__new__(cls, like.args[0], list(members))
-            return base.__new__(cls)
-    raise TypeError(f"{cls} is not an exception")
+    if base.__name__.endswith("ExceptionGroup") and members is not None:
+        return base.__new__(cls, like.args[0], list(members))
+    return base.__new__(cls)
 
 
 def _copy_native_fields(source: BaseException, target: BaseException) -> None:
