@@ -73,10 +73,15 @@ PyObject* decode_view(Runtime& runtime, const wire::ValueView& view, PyObject* k
     return value.release();
   }
   RefContext context{&runtime, runtime.adopt_refs(view, outer, task), std::vector<bool>(view.ref_count())};
-  Object value(decode(view, keeper, DecodeHooks{make_ref, &context}));
+  const DecodeHooks hooks{make_ref, &context};
+  Object value(decode(view, keeper, hooks));
+  if (value && view.is_error()) {
+    DecodeScope scope(view, hooks);  // the payload holds the exception as a pickle, and that the refs
+    raise_error_value(view, value.get());
+    value = Object();
+  }
   for (size_t i = 0; i < context.adopted.size(); ++i)
     if (!context.used[i]) runtime.drop_handle(context.adopted[i]);
-  if (value && view.is_error()) return raise_error_value(view, value.get());
   return value.release();
 }
 

@@ -188,7 +188,9 @@ void finish_with_error(Runtime& runtime, const TaskPtr& task, PyObject* callable
     copy.inline_value = error.inline_value;
     copy.size_bytes = error.size_bytes;
     copy.is_error = true;
-    if (i == 0) copy.contained = error.contained;
+    copy.contained = error.contained;
+    if (i != 0)
+      for (Entry* entry : error.contained) runtime.pin(entry);  // each result holds its refs by itself
     results.push_back(std::move(copy));
   }
   if (count == 0) runtime.unpin_all(error.contained);
@@ -855,6 +857,9 @@ PyObject* py_run_worker(PyObject*, PyObject* args) {
       if (actor.spec.is_asyncio) {
         runtime->end_active();
         if (!serve_asyncio(*runtime)) return nullptr;
+        if (exit_code < 0 && !runtime->should_exit())
+          end_worker(1, wire::DeathKind::kExited,
+                     "one of its methods stopped the event loop that runs all of them (loop.stop())");
         break;
       }
       for (const auto& [group, limit] : actor.spec.concurrency_groups)

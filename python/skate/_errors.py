@@ -30,7 +30,9 @@ def load_task_error(payload: bytes) -> ex.TaskError:
     if pickled_cause is not None:
         try:
             cause = pickle.loads(pickled_cause)
-        except Exception as error:  # whatever a user's class does when it is loaded
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # whatever a user's class does when it is loaded, up to sys.exit()
             reason = f"{type(error).__name__}: {error}"
     if not isinstance(cause, BaseException):
         cause = ex.UnserializableError(class_name, text, reason)

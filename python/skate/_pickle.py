@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterator
 from typing import Any
 
 import cloudpickle
 from cloudpickle import cloudpickle as _rules
+
+from skate import _skate
 
 # Shared with cloudpickle, not copied: what a program registers there counts here.
 dispatch: dict[type, Any] = _rules.Pickler._dispatch_table
@@ -25,6 +28,36 @@ class FunctionReducer:
     reduce = _rules.Pickler._function_reduce
     _dynamic_function_reduce = _rules.Pickler._dynamic_function_reduce
     _function_getnewargs = _rules.Pickler._function_getnewargs
+
+
+class RefPickler(cloudpickle.Pickler):  # type: ignore[misc]
+    """For a pickle inside of a value that is being made: refs become indices into the value's refs, which
+    hold them. Remembers which, for RefUnpickler."""
+
+    def __init__(self, file: Any) -> None:
+        super().__init__(file)
+        self.refs: dict[int, Any] = {}
+
+    def reducer_override(self, obj: Any) -> Any:
+        if type(obj) is not _skate.ObjectRef:
+            return super().reducer_override(obj)
+        reduced: Any = obj.__reduce__()
+        maker, arguments = reduced
+        if maker is _skate._restore_ref:  # the nil ref travels as itself
+            self.refs[arguments[0]] = obj
+        return reduced
+
+
+class RefUnpickler(pickle.Unpickler):
+    """Tries such a pickle before the value is there."""
+
+    def __init__(self, file: Any, refs: dict[int, Any]) -> None:
+        super().__init__(file)
+        self._refs = refs
+
+    def find_class(self, module: str, name: str) -> Any:
+        found = super().find_class(module, name)
+        return self._refs.__getitem__ if found is _skate._restore_ref else found
 
 
 _ATTEMPTS_MAX = 200

@@ -153,6 +153,9 @@ def register_serializer(
     cls: type, serializer: Callable[[Any], Any], deserializer: Callable[[Any], Any], /
 ) -> None: ...
 def deregister_serializer(cls: type, /) -> None: ...
+def _restore_ref(index: int, /) -> ObjectRef[Any]:
+    """What a ref in a pickle comes to: one of the refs of the value that is being read."""
+
 def put(value: Any, /) -> ObjectRef[Any]: ...
 def get(refs: Any, timeout: float | None) -> Any:
     """One value for an ObjectRef, a list for a list. TypeError names an element that is no ref."""

@@ -457,7 +457,7 @@ def make_task_error(exc: BaseException, function_name: str, actor_id: str = "") 
     if actor_id and _actor is not None:
         try:
             actor_repr = repr(_actor)
-        except Exception as error:  # a user's __repr__
+        except BaseException as error:  # a user's __repr__
             actor_repr = f"<its repr raised {type(error).__name__}>"
     proctitle = "skate::" + (
         ".".join(function_name.split(".")[-2:]) if actor_id else function_name.rsplit(".", 1)[-1]
@@ -482,7 +482,7 @@ def make_task_error(exc: BaseException, function_name: str, actor_id: str = "") 
 def _text_of(exc: BaseException) -> str:
     try:
         return str(exc)
-    except Exception as error:  # a user's __str__
+    except BaseException as error:  # a user's __str__
         return f"<its text raised {type(error).__name__}>"
 
 
@@ -509,23 +509,27 @@ def _traceback_text(exc: BaseException) -> str:
             part.stack = traceback.StackSummary.from_list(own)
             stack += [part.__cause__, part.__context__, *(getattr(part, "exceptions", None) or ())]
         return "".join(summary.format())
-    except Exception as error:  # a user's __str__ or __repr__
+    except BaseException as error:  # a user's __str__ or __repr__
         return f"{type(exc).__name__}: <its traceback raised {type(error).__name__}>\n"
 
 
 def _pickle_exception(exc: BaseException) -> tuple[bytes | None, str]:
     """Pickled so that it loads again, tried here, where the error can still be described."""
-    import cloudpickle
+    import io
 
+    from skate._pickle import RefPickler, RefUnpickler
     from skate.exceptions import portable
 
     reason = ""
     for candidate in (exc, portable(exc)):
         try:
-            data: bytes = cloudpickle.dumps(candidate)
-            if isinstance(pickle.loads(data), BaseException):
+            out = io.BytesIO()
+            pickler = RefPickler(out)
+            pickler.dump(candidate)
+            data = out.getvalue()
+            if isinstance(RefUnpickler(io.BytesIO(data), pickler.refs).load(), BaseException):
                 return data, ""
             reason = reason or "it does not pickle as an exception"
-        except Exception as error:  # whatever a user's class does
-            reason = reason or f"{type(error).__name__}: {error}"
+        except BaseException as error:  # whatever a user's class does, up to sys.exit()
+            reason = reason or f"{type(error).__name__}: {_text_of(error)}"
     return None, reason

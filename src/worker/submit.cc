@@ -163,6 +163,10 @@ void Runtime::dependency_ready(TaskRecord* task) {
         place_actor(task, &cause);
         return;
       }
+      // Each result holds by itself what the error holds.
+      if (argument.ref->contained)
+        for (Entry* entry : task->returns)
+          if (entry != nullptr && !entry->ready()) objects_.contain(entry, *argument.ref->contained);
       fail_task(task, argument.ref->value
                           ? argument.ref->value
                           : lost_object_error(argument.ref->id, "it is an error that was stored"));
@@ -456,10 +460,24 @@ void Runtime::task_done(Peer* from, std::span<const uint8_t> body) {
   complete(task, from, done, reader);
 }
 
+/// Of an attempt that is retried: nobody reads its exception, but that may hold refs.
+void Runtime::give_back_results(Peer* from, const wire::TaskDone& done, wire::RecordReader& reader) {
+  bool holds_refs = false;
+  std::vector<Entry*> foreign;
+  for (uint32_t i = 0; i < done.result_count; ++i) {
+    std::optional<ParsedResult> result = parse_result(reader);
+    if (!result) break;
+    holds_refs = holds_refs || !result->contained.empty();
+    accept_result(nullptr, *result, from, foreign);
+  }
+  if (holds_refs) results_taken(from, done.token);
+}
+
 void Runtime::complete(TaskRecord* task, Peer* from, const wire::TaskDone& done, wire::RecordReader& reader) {
   if (done.status == wire::TaskStatus::kRaisedRetryable && task->retries_left != 0 && !task->cancelled) {
     if (task->retries_left > 0) --task->retries_left;
     ++task->attempt;
+    give_back_results(from, done, reader);
     if (task->actor != nullptr) {
       task->state = TaskState::kQueued;
       task->actor->queue.push_front(task);
@@ -478,14 +496,15 @@ void Runtime::complete(TaskRecord* task, Peer* from, const wire::TaskDone& done,
     std::optional<ParsedResult> result = parse_result(reader);
     if (!result) break;
     Entry* entry = i < task->returns.size() ? task->returns[i] : nullptr;
-    if (task->stream && task->spec->mode == wire::ReturnMode::kStreaming && result->header.is_error != 0 &&
-        !task->stream->ended) {
-      // The error is the stream's last item as well.
-      end_stream(task, task->stream->arrived, Blob::copy(result->value));
-    }
+    // An error is the stream's last item as well.
+    const bool is_item = task->stream && task->spec->mode == wire::ReturnMode::kStreaming &&
+                         result->header.is_error != 0 && !task->stream->ended;
+    if (is_item) end_stream(task, task->stream->arrived, Blob::copy(result->value));
     if (entry == nullptr && result->header.kind == wire::ResultKind::kStored)
       store_->erase(ObjectId::of(task->id, i + 1));
     accept_result(entry, *result, from, foreign);
+    if (is_item && !task->stream->abandoned && entry != nullptr && entry->contained)
+      objects_.contain(task->stream->items.back(), *entry->contained);
   }
   if (task->stream && !task->stream->ended) end_stream(task, done.stream_items, nullptr);
   // A worker that sent fewer results than were asked for has a bug or told an error once for all.
