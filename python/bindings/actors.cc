@@ -63,7 +63,7 @@ PyObject* actor_is_owned(PyObject* object, PyObject*) {
   return PyBool_FromLong(entry->owner == nullptr);
 }
 PyObject* actor_kill(PyObject* self, PyObject* no_restart) {
-  Runtime* runtime = require_runtime();
+  Call runtime = enter();
   int truth = PyObject_IsTrue(no_restart);
   if (runtime == nullptr || truth < 0) return nullptr;
   runtime->kill_actor(reinterpret_cast<ActorObject*>(self)->info.actor, truth == 1);
@@ -147,13 +147,13 @@ void method_dealloc(PyObject* object) {
 
 PyObject* method_submit(PyObject* object, PyObject* const* args, Py_ssize_t count, PyObject* keyword_names) {
   auto* self = reinterpret_cast<MethodObject*>(object);
-  Runtime* runtime = require_runtime();
+  Call runtime = enter();
   if (runtime == nullptr) return nullptr;
   size_t n = static_cast<size_t>(count);
   if (!check_arity(self->check, self->arity_min, self->arity_max, args, n, keyword_names)) return nullptr;
   Entry* handle = nullptr;
   if (self->actor->handle != nullptr) {
-    handle = entry_of(self->actor->handle);
+    handle = entry_of(*runtime, self->actor->handle);
     if (handle == nullptr) return nullptr;
   }
   std::vector<Argument> arguments;
@@ -168,7 +168,7 @@ PyObject* method_submit(PyObject* object, PyObject* const* args, Py_ssize_t coun
                                std::move(pinned), current_task_id());
   if (!submitted.ok())
     return raise_system_error("pending_calls_exceeded", {{"message", submitted.error().message}});
-  return wrap_returns(*self->spec, std::move(*submitted));
+  return wrap_returns(*runtime, *self->spec, std::move(*submitted));
 }
 
 PyMethodDef method_methods[] = {
@@ -219,11 +219,11 @@ bool option(PyObject* options, const char* name, std::string& out) {
 
 }  // namespace
 
-PyObject* new_actor_core(const wire::ActorInfo& info, Entry* handle) {
+PyObject* new_actor_core(Runtime& runtime, const wire::ActorInfo& info, Entry* handle) {
   ActorObject* self = allocate_actor(info);
   if (self == nullptr) return nullptr;
   if (handle != nullptr) {
-    self->handle = new_ref(handle);
+    self->handle = new_ref(runtime, handle);
     if (self->handle == nullptr) {
       Py_DECREF(self);
       return nullptr;
@@ -238,7 +238,7 @@ PyObject* py_create_actor(PyObject*, PyObject* args) {
   if (!PyArg_ParseTuple(args, "SsO!O!O!:create_actor", &blob, &class_name, &PyTuple_Type, &positional,
                         &PyDict_Type, &keywords, &PyDict_Type, &options))
     return nullptr;
-  Runtime* runtime = require_runtime();
+  Call runtime = enter();
   if (runtime == nullptr) return nullptr;
   wire::ActorSpec spec;
   spec.class_name = class_name;
@@ -297,16 +297,16 @@ PyObject* py_create_actor(PyObject*, PyObject* args) {
       PyErr_SetString(PyExc_ValueError, created.error().message.c_str());
       return nullptr;
     }
-    set_error(created.error());
+    set_error(*runtime, created.error());
     return nullptr;
   }
-  return new_actor_core(created->info, created->handle);
+  return new_actor_core(*runtime, created->info, created->handle);
 }
 
 PyObject* py_get_named_actor(PyObject*, PyObject* args) {
   const char *name, *name_space;
   if (!PyArg_ParseTuple(args, "ss:get_named_actor", &name, &name_space)) return nullptr;
-  Runtime* runtime = require_runtime();
+  Call runtime = enter();
   if (runtime == nullptr) return nullptr;
   std::string in = *name_space != '\0' ? name_space : runtime->welcome().name_space;
   Result<std::string> reply = [&] {
@@ -322,22 +322,22 @@ PyObject* py_get_named_actor(PyObject*, PyObject* args) {
                    in.c_str());
       return nullptr;
     }
-    set_error(reply.error());
+    set_error(*runtime, reply.error());
     return nullptr;
   }
   Result<wire::ActorInfo> info = wire::decode<wire::ActorInfo>(*reply);
   if (!info.ok()) {
-    set_error(info.error());
+    set_error(*runtime, info.error());
     return nullptr;
   }
   runtime->adopt_actor(*info);
-  return new_actor_core(*info, nullptr);
+  return new_actor_core(*runtime, *info, nullptr);
 }
 
 PyObject* py_list_named_actors(PyObject*, PyObject* args) {
   int all;
   if (!PyArg_ParseTuple(args, "p:list_named_actors", &all)) return nullptr;
-  Runtime* runtime = require_runtime();
+  Call runtime = enter();
   if (runtime == nullptr) return nullptr;
   Result<std::string> reply = [&] {
     WithoutGil released;
@@ -348,7 +348,7 @@ PyObject* py_list_named_actors(PyObject*, PyObject* args) {
   Result<wire::ListNamedActorsReply> names = reply.ok() ? wire::decode<wire::ListNamedActorsReply>(*reply)
                                                         : Result<wire::ListNamedActorsReply>(reply.error());
   if (!names.ok()) {
-    set_error(names.error());
+    set_error(*runtime, names.error());
     return nullptr;
   }
   Object list(PyList_New(0));
@@ -371,7 +371,7 @@ PyObject* py_restore_actor(PyObject*, PyObject* args) {
   Py_ssize_t size;
   PyObject* handle;
   if (!PyArg_ParseTuple(args, "y#O:_restore_actor", &body, &size, &handle)) return nullptr;
-  Runtime* runtime = require_runtime();
+  Call runtime = enter();
   if (runtime == nullptr) return nullptr;
   Result<wire::ActorInfo> info =
       wire::decode<wire::ActorInfo>(std::string_view(body, static_cast<size_t>(size)));

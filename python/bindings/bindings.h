@@ -6,11 +6,13 @@
 
 #include <Python.h>
 
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "bindings/codec.h"
+#include "worker/local_cluster.h"
 #include "worker/runtime.h"
 
 namespace skate::bindings {
@@ -52,10 +54,53 @@ struct WithoutGil {
 inline constexpr const char* kForkedText =
     "this process was forked from one that is connected, and can neither use its connection nor make one: "
     "start it with the 'spawn' method of multiprocessing (arrays that were read before may still be read)";
-/// The runtime, or null with RuntimeError set (not connected; or in a forked child).
+/// One connection of this process. Another thread may end it whenever a call lets the GIL go, so each call
+/// that does counts itself in `calls` (see Call); the last one out deletes what has ended. Guarded by the
+/// GIL.
+struct Connection {
+  std::unique_ptr<worker::LocalCluster> cluster;  ///< null if it was joined
+  std::unique_ptr<Runtime> runtime;
+  uint32_t calls = 0;
+  bool ended = false;  ///< shut down by this process
+  /// Callbacks that wait for objects, by their cookies; each one a reference.
+  std::map<uint64_t, PyObject*> callbacks;
+  uint64_t next_cookie = 1;
+  enum class Dispatcher : uint8_t { kNone, kRuns, kEnded } dispatcher = Dispatcher::kNone;
+};
+
+/// A call inside of a connection, which keeps its runtime. Made and destroyed with the GIL.
+class Call {
+ public:
+  explicit Call(Connection* connection) : connection_(connection) {
+    if (connection_ != nullptr) ++connection_->calls;
+  }
+  Call(Call&& other) noexcept : connection_(std::exchange(other.connection_, nullptr)) {}
+  Call(const Call&) = delete;
+  ~Call() {
+    if (connection_ != nullptr && --connection_->calls == 0 && connection_->ended) forget(connection_);
+  }
+  operator Runtime*() const { return connection_ == nullptr ? nullptr : connection_->runtime.get(); }
+  Runtime* operator->() const { return connection_->runtime.get(); }
+  Runtime& operator*() const { return *connection_->runtime; }
+  Connection* connection() const { return connection_; }
+
+ private:
+  static void forget(Connection* connection);
+  Connection* connection_;
+};
+
+/// Enters the connection; null with RuntimeError set if there is none (or in a forked child).
+Call enter();
+/// As enter(), but null without an error if there is none.
+Call enter_if_connected();
+/// The runtime for what neither lets the GIL go nor runs Python; null with RuntimeError set.
 Runtime* require_runtime();
 Runtime* runtime_or_null();
-std::shared_ptr<Runtime> runtime_shared();
+/// False with an error set if the connection that a call is inside of has been shut down meanwhile: what it
+/// holds is then no longer of use to anyone.
+bool still_connected(const Runtime& runtime);
+/// The exception for a call that waits on a runtime that has stopped. Returns null.
+PyObject* raise_ended(Runtime& runtime);
 uint64_t connection_epoch();
 /// Waits are numbered through all connections, under the GIL: `current` is the last one's number, `first`
 /// that of the first one of this connection.
@@ -63,13 +108,14 @@ struct WaitPass {
   uint64_t current, first;
 };
 extern WaitPass wait_pass;
-void adopt_runtime(std::unique_ptr<Runtime> runtime);
+/// False with an error set if there is a connection already.
+bool adopt_connection(std::unique_ptr<Connection> connection);
 const std::string& default_runtime_env();
 void set_job_json(const std::string& job_json);
 /// Whether a signal's handler raised; for waits without the GIL.
 bool interrupted();
 /// Sets the Python exception for an Error of the runtime's.
-void set_error(const Error& error);
+void set_error(Runtime& runtime, const Error& error);
 PyObject* py_connect(PyObject*, PyObject* config);
 PyObject* py_disconnect(PyObject*, PyObject*);
 PyObject* py_is_connected(PyObject*, PyObject*);
@@ -89,10 +135,14 @@ struct RefObject {
 };
 extern PyTypeObject* ref_type;
 inline bool is_ref(PyObject* object) { return Py_TYPE(object) == ref_type; }
-/// Takes over one handle of `entry`.
-PyObject* new_ref(Entry* entry);
+/// Takes over one handle of `entry`; null with an error set if the runtime's connection has ended.
+PyObject* new_ref(Runtime& runtime, Entry* entry);
 /// The entry of a ref of the current connection; null with a Python error set.
 Entry* entry_of(PyObject* ref);
+/// The same for a call inside of `runtime`.
+inline Entry* entry_of(const Runtime& runtime, PyObject* ref) {
+  return still_connected(runtime) ? entry_of(ref) : nullptr;
+}
 const EncodeHooks& encode_hooks();
 bool refs_init(PyObject* module);
 PyObject* py_restore_stray_ref(PyObject*, PyObject* bytes);
@@ -117,7 +167,9 @@ PyObject* py_put(PyObject*, PyObject* const* args, Py_ssize_t count);
 PyObject* py_get(PyObject*, PyObject* const* args, Py_ssize_t count);
 PyObject* py_wait(PyObject*, PyObject* const* args, Py_ssize_t count);
 PyObject* py_on_ready(PyObject*, PyObject* args);
-bool start_callback(PyObject* callback, uint64_t* cookie);
+/// Makes sure that the callback is called: without arguments when the runtime says its cookie, or with the
+/// exception of a wait that the connection's end cut short. False with a Python error set.
+bool start_callback(const Call& call, PyObject* callback, uint64_t* cookie);
 
 // --- tasks (tasks.cc) ---
 bool tasks_init(PyObject* module);
@@ -130,7 +182,7 @@ bool build_arguments(Runtime& runtime, PyObject* const* args, size_t count, PyOb
 void blame_argument_of(const std::string& function);
 bool check_arity(PyObject* check, int64_t arity_min, int64_t arity_max, PyObject* const* args, size_t count,
                  PyObject* keyword_names);
-PyObject* wrap_returns(const worker::TaskSpec& spec, Runtime::Submitted submitted);
+PyObject* wrap_returns(Runtime& runtime, const worker::TaskSpec& spec, Runtime::Submitted submitted);
 bool resources_from(PyObject* dict, wire::Resources& out);
 PyObject* py_cancel(PyObject*, PyObject* args);
 
@@ -141,7 +193,7 @@ PyObject* py_get_named_actor(PyObject*, PyObject* args);
 PyObject* py_list_named_actors(PyObject*, PyObject* args);
 PyObject* py_kill_actor(PyObject*, PyObject* args);
 PyObject* py_restore_actor(PyObject*, PyObject* args);
-PyObject* new_actor_core(const wire::ActorInfo& info, Entry* handle);
+PyObject* new_actor_core(Runtime& runtime, const wire::ActorInfo& info, Entry* handle);
 
 // --- worker (worker.cc) ---
 bool worker_init(PyObject* module);

@@ -9,15 +9,12 @@
 
 #include "bindings/bindings.h"
 #include "wire/archive.h"
-#include "worker/local_cluster.h"
 
 namespace skate::bindings {
 
 namespace {
 
-std::shared_ptr<Runtime> current;
-std::shared_ptr<Runtime> previous;  // calls of other threads may still be on their way out of it
-std::unique_ptr<worker::LocalCluster> cluster;
+Connection* current = nullptr;  // owned, until it is ended
 uint64_t epoch = 0;
 std::string job_runtime_env;
 
@@ -103,22 +100,46 @@ void begin_epoch() {
 
 WaitPass wait_pass{0, 0};
 
-Runtime* runtime_or_null() { return current.get(); }
-std::shared_ptr<Runtime> runtime_shared() { return current; }
+Runtime* runtime_or_null() { return current == nullptr ? nullptr : current->runtime.get(); }
 uint64_t connection_epoch() { return epoch; }
 const std::string& default_runtime_env() { return job_runtime_env; }
 
 Runtime* require_runtime() {
-  if (!current) {
+  if (current == nullptr) {
     PyErr_SetString(PyExc_RuntimeError,
                     "this process is not connected to a cluster: call skate.init() first");
     return nullptr;
   }
-  if (current->in_forked_child()) {
+  if (current->runtime->in_forked_child()) {
     PyErr_SetString(PyExc_RuntimeError, kForkedText);
     return nullptr;
   }
-  return current.get();
+  return current->runtime.get();
+}
+
+Call enter() { return Call(require_runtime() == nullptr ? nullptr : current); }
+Call enter_if_connected() { return Call(current); }
+
+void Call::forget(Connection* connection) {
+  if (connection->runtime->in_forked_child()) return;  // the parent's: its memory is partly not ours
+  delete connection;
+}
+
+bool still_connected(const Runtime& runtime) {
+  if (runtime_or_null() == &runtime) return true;
+  raise_system_error("shut_down", {});
+  return false;
+}
+
+PyObject* raise_ended(Runtime& runtime) {
+  if (!still_connected(runtime)) return nullptr;
+  const wire::Death reason = runtime.exit_reason();
+  if (reason.kind == wire::DeathKind::kNodeLost)
+    return raise_system_error("node_died",
+                              {{"message", reason.message + ", and with it all tasks, actors and objects; "
+                                                            "call skate.shutdown() and then skate.init()"}});
+  PyErr_SetString(PyExc_RuntimeError, "the connection to the cluster has ended");
+  return nullptr;
 }
 
 void set_job_json(const std::string& job_json) {
@@ -128,13 +149,19 @@ void set_job_json(const std::string& job_json) {
     job_runtime_env = job["runtime_env"].get<std::string>();
 }
 
-void adopt_runtime(std::unique_ptr<Runtime> runtime) {
+bool adopt_connection(std::unique_ptr<Connection> connection) {
+  if (current != nullptr) {
+    PyErr_SetString(PyExc_RuntimeError, "this process is connected already");
+    return false;
+  }
   begin_epoch();
-  nlohmann::json config = nlohmann::json::parse(runtime->welcome().config_json, nullptr, false);
+  Runtime& runtime = *connection->runtime;
+  nlohmann::json config = nlohmann::json::parse(runtime.welcome().config_json, nullptr, false);
   if (config.is_object() && config.contains("inline_limit_bytes") &&
       config["inline_limit_bytes"].is_number_unsigned())
-    runtime->set_inline_limit(config["inline_limit_bytes"].get<uint64_t>());
-  current = std::move(runtime);
+    runtime.set_inline_limit(config["inline_limit_bytes"].get<uint64_t>());
+  current = connection.release();
+  return true;
 }
 
 bool interrupted() {
@@ -144,13 +171,12 @@ bool interrupted() {
   return raised;
 }
 
-void set_error(const Error& error) {
+void set_error(Runtime& runtime, const Error& error) {
   switch (error.code) {
     case ErrorCode::kTimeout: raise_system_error("get_timeout", {{"message", error.message}}); return;
     case ErrorCode::kInvalid: PyErr_SetString(PyExc_ValueError, error.message.c_str()); return;
     case ErrorCode::kCancelled:
-      if (PyErr_Occurred() == nullptr && PyErr_CheckSignals() == 0)
-        PyErr_SetString(PyExc_RuntimeError, error.message.c_str());
+      if (PyErr_Occurred() == nullptr && PyErr_CheckSignals() == 0) raise_ended(runtime);
       return;
     default: raise_system_error("system", {{"message", error.message}});
   }
@@ -158,10 +184,12 @@ void set_error(const Error& error) {
 
 PyObject* py_connect(PyObject*, PyObject* config) {
   if (!PyDict_Check(config)) return PyErr_Format(PyExc_TypeError, "connect takes a dict");
-  if (current && current->in_forked_child()) return PyErr_Format(PyExc_RuntimeError, kForkedText);
-  if (current) return PyErr_Format(PyExc_RuntimeError, "this process is connected already");
+  if (current != nullptr && current->runtime->in_forked_child())
+    return PyErr_Format(PyExc_RuntimeError, kForkedText);
+  if (current != nullptr) return PyErr_Format(PyExc_RuntimeError, "this process is connected already");
   std::string address = text_of(config, "address");
   std::string socket_path;
+  auto connection = std::make_unique<Connection>();
   if (address.empty() || address == "local") {
     worker::LocalClusterOptions options;
     options.skated = daemon_path();
@@ -179,11 +207,11 @@ PyObject* py_connect(PyObject*, PyObject* config) {
       WithoutGil released;
       Result<std::unique_ptr<worker::LocalCluster>> prepared = worker::LocalCluster::prepare(options);
       if (prepared.ok()) {
-        cluster = std::move(*prepared);
-        if (Result<void> started = cluster->start(kStartTimeoutMs); !started.ok()) {
+        connection->cluster = std::move(*prepared);
+        if (Result<void> started = connection->cluster->start(kStartTimeoutMs); !started.ok()) {
           failure = started.error();
           failed = true;
-          cluster.reset();
+          connection->cluster.reset();
         }
       } else {
         failure = prepared.error();
@@ -191,7 +219,7 @@ PyObject* py_connect(PyObject*, PyObject* config) {
       }
     }
     if (failed) return fail_connect(failure);
-    socket_path = cluster->socket_path();
+    socket_path = connection->cluster->socket_path();
   } else if (address == "auto") {
     return fail_connect(
         {ErrorCode::kNotFound,
@@ -211,10 +239,7 @@ PyObject* py_connect(PyObject*, PyObject* config) {
   if (PyObject* prepare = PyDict_GetItemString(config, "prepare"); prepare != nullptr && prepare != Py_None) {
     Object directory(PyUnicode_FromString(session_dir.c_str()));
     Object done(directory ? PyObject_CallOneArg(prepare, directory.get()) : nullptr);
-    if (!done) {
-      cluster.reset();
-      return nullptr;
-    }
+    if (!done) return nullptr;
   }
   worker::ConnectOptions options;
   options.socket_path = socket_path;
@@ -232,10 +257,7 @@ PyObject* py_connect(PyObject*, PyObject* config) {
     PyObject* value = PyDict_GetItemString(config, name);
     if (value == nullptr || value == Py_None) continue;
     std::string json = json_of(value);
-    if (json.empty()) {
-      cluster.reset();
-      return nullptr;
-    }
+    if (json.empty()) return nullptr;
     job[name] = nlohmann::json::parse(json, nullptr, false);
   }
   options.hello.job_json = job.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
@@ -245,13 +267,11 @@ PyObject* py_connect(PyObject*, PyObject* config) {
     WithoutGil released;
     return Runtime::connect(options);
   }();
-  if (!connected.ok()) {
-    cluster.reset();
-    return fail_connect(connected.error());
-  }
-  adopt_runtime(std::move(*connected));
+  if (!connected.ok()) return fail_connect(connected.error());
+  connection->runtime = std::move(*connected);
+  if (!adopt_connection(std::move(connection))) return nullptr;
   set_job_json(options.hello.job_json);
-  const wire::Welcome& welcome = current->welcome();
+  const wire::Welcome& welcome = current->runtime->welcome();
   std::string session_name = welcome.session_dir.substr(welcome.session_dir.rfind('/') + 1);
   return Py_BuildValue("{s:s,s:s,s:s,s:N,s:N,s:s,s:s,s:K,s:s}", "node_id", welcome.node.hex().c_str(),
                        "session_dir", welcome.session_dir.c_str(), "session_name", session_name.c_str(),
@@ -263,17 +283,16 @@ PyObject* py_connect(PyObject*, PyObject* config) {
 }
 
 PyObject* py_disconnect(PyObject*, PyObject*) {
-  if (!current || current->in_forked_child()) Py_RETURN_NONE;
-  // One from before a fork is the parent's: its memory is partly not ours, and there is nothing to end.
-  if (previous && previous->in_forked_child()) new std::shared_ptr<Runtime>(std::move(previous));
-  previous = std::move(current);
-  current.reset();
+  if (current == nullptr || current->runtime->in_forked_child()) Py_RETURN_NONE;
+  Call last = enter_if_connected();
+  last.connection()->ended = true;
+  current = nullptr;
   begin_epoch();
   job_runtime_env.clear();
   {
     WithoutGil released;
-    previous->stop();
-    cluster.reset();
+    last->stop();
+    last.connection()->cluster.reset();
   }
   Py_RETURN_NONE;
 }
@@ -281,7 +300,7 @@ PyObject* py_disconnect(PyObject*, PyObject*) {
 PyObject* py_is_connected(PyObject*, PyObject*) { return PyBool_FromLong(current != nullptr); }
 
 PyObject* py_in_forked_child(PyObject*, PyObject*) {
-  return PyBool_FromLong(current != nullptr && current->in_forked_child());
+  return PyBool_FromLong(current != nullptr && current->runtime->in_forked_child());
 }
 
 namespace {
@@ -360,24 +379,24 @@ Result<std::string> ask_group(Runtime& runtime, std::string_view method, const s
 PyObject* py_control_call(PyObject*, PyObject* args) {
   const char *method, *payload;
   if (!PyArg_ParseTuple(args, "ss:control_call", &method, &payload)) return nullptr;
-  Runtime* runtime = require_runtime();
+  Call runtime = enter();
   if (runtime == nullptr) return nullptr;
   std::string_view name = method;
   if (name == "pg_create" || name == "pg_remove" || name == "pg_wait" || name == "pg_get") {
     Result<std::string> json = ask_group(*runtime, name, payload);
     if (json.ok()) return PyUnicode_FromStringAndSize(json->data(), static_cast<Py_ssize_t>(json->size()));
-    set_error(json.error());
+    set_error(*runtime, json.error());
     return nullptr;
   }
   Result<std::string> reply = ask_control(*runtime, wire::ControlMethod::kClusterInfo,
                                           wire::encode(wire::ClusterInfo{method, payload}));
   if (!reply.ok()) {
-    set_error(reply.error());
+    set_error(*runtime, reply.error());
     return nullptr;
   }
   Result<wire::ClusterInfoReply> info = wire::decode<wire::ClusterInfoReply>(*reply);
   if (!info.ok()) {
-    set_error(info.error());
+    set_error(*runtime, info.error());
     return nullptr;
   }
   return PyUnicode_DecodeUTF8(info->json.data(), static_cast<Py_ssize_t>(info->json.size()), "replace");
@@ -391,7 +410,7 @@ PyObject* py_kv(PyObject*, PyObject* args) {
   if (!PyArg_ParseTuple(args, "iy#y#py#:_kv", &operation, &key, &key_size, &value, &value_size, &overwrite,
                         &name_space, &space_size))
     return nullptr;
-  Runtime* runtime = require_runtime();
+  Call runtime = enter();
   if (runtime == nullptr) return nullptr;
   wire::Kv request;
   secure_random_bytes(reinterpret_cast<uint8_t*>(&request.key), sizeof request.key);
@@ -404,7 +423,7 @@ PyObject* py_kv(PyObject*, PyObject* args) {
   Result<wire::KvReply> decoded =
       reply.ok() ? wire::decode<wire::KvReply>(*reply) : Result<wire::KvReply>(reply.error());
   if (!decoded.ok()) {
-    set_error(decoded.error());
+    set_error(*runtime, decoded.error());
     return nullptr;
   }
   Object keys(PyList_New(0));
@@ -417,11 +436,11 @@ PyObject* py_kv(PyObject*, PyObject* args) {
 }
 
 PyObject* py_flush_logs(PyObject*, PyObject* timeout) {
-  std::shared_ptr<Runtime> runtime = current;
+  Call runtime = enter_if_connected();
   bool failed;
   Clock::time_point until = deadline_of(timeout, &failed);
   if (failed) return nullptr;
-  if (runtime && !runtime->in_forked_child()) {
+  if (runtime != nullptr && !runtime->in_forked_child()) {
     WithoutGil released;
     runtime->flush_logs(until);
   }
@@ -431,8 +450,8 @@ PyObject* py_flush_logs(PyObject*, PyObject* timeout) {
 PyObject* py_next_log_batch(PyObject*, PyObject* args) {
   PyObject* timeout;
   if (!PyArg_ParseTuple(args, "O:next_log_batch", &timeout)) return nullptr;
-  std::shared_ptr<Runtime> runtime = current;
-  if (!runtime) Py_RETURN_NONE;
+  Call runtime = enter_if_connected();
+  if (runtime == nullptr) Py_RETURN_NONE;
   bool failed;
   Clock::time_point until = deadline_of(timeout, &failed);
   if (failed) return nullptr;

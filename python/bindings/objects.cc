@@ -62,7 +62,7 @@ PyObject* make_ref(void* context, uint32_t index, const ObjectId&, const wire::A
     refs->runtime->add_handle(entry);
   else
     refs->used[index] = true;
-  return new_ref(entry);
+  return new_ref(*refs->runtime, entry);
 }
 
 PyObject* decode_view(Runtime& runtime, const wire::ValueView& view, PyObject* keeper, Entry* outer,
@@ -103,6 +103,7 @@ PyObject* raise_system_error(const char* kind, const std::map<std::string, std::
 
 bool outgoing(Runtime& runtime, const EncodedValue& encoded, OutgoingValue& out, const ObjectId* store_id,
               bool is_error) {
+  if (!still_connected(runtime)) return false;  // pickling runs Python
   size_t size = encoded.flat_size();
   out.size_bytes = size;
   out.is_error = is_error;
@@ -142,8 +143,11 @@ bool outgoing(Runtime& runtime, const EncodedValue& encoded, OutgoingValue& out,
   }
   runtime.unpin_all(out.contained);
   out.contained.clear();
-  raise_system_error(failure.code == ErrorCode::kIo ? "out_of_disk" : "object_store_full",
-                     {{"message", failure.message}});
+  if (failure.code == ErrorCode::kCancelled)
+    set_error(runtime, failure);
+  else
+    raise_system_error(failure.code == ErrorCode::kIo ? "out_of_disk" : "object_store_full",
+                       {{"message", failure.message}});
   return false;
 }
 
@@ -178,7 +182,7 @@ PyObject* from_argument(Runtime& runtime, worker::IncomingTask& task,
       return runtime.read(argument.stored, Clock::time_point::max());
     }();
     if (!value.ok()) {
-      set_error(value.error());
+      set_error(runtime, value.error());
       return nullptr;
     }
     return from_ready(runtime, *value, argument.stored, nullptr);
@@ -221,16 +225,8 @@ bool wait_for(Runtime& runtime, std::span<Entry* const> entries, size_t count, C
       *timed_out = true;
       return true;
     }
-    if (require_runtime() != &runtime) return false;
     if (runtime.stopped()) {
-      wire::Death reason = runtime.exit_reason();
-      if (reason.kind == wire::DeathKind::kNodeLost) {
-        raise_system_error("node_died",
-                           {{"message", reason.message + ", and with it all tasks, actors and objects; "
-                                                         "call skate.shutdown() and then skate.init()"}});
-        return false;
-      }
-      PyErr_SetString(PyExc_RuntimeError, "the connection to the cluster has ended");
+      raise_ended(runtime);
       return false;
     }
   }
@@ -249,7 +245,7 @@ PyObject* value_of(Runtime& runtime, Entry* entry, Clock::time_point until) {
   if (value.ok()) return from_ready(runtime, *value, entry, nullptr);
   if (value.error().code == ErrorCode::kTimeout)
     return raise_system_error("get_timeout", {{"message", value.error().message}});
-  set_error(value.error());
+  set_error(runtime, value.error());
   return nullptr;
 }
 
@@ -257,7 +253,7 @@ PyObject* value_of(Runtime& runtime, Entry* entry, Clock::time_point until) {
 
 PyObject* py_put(PyObject*, PyObject* const* args, Py_ssize_t count) {
   if (count < 1 || count > 2) return PyErr_Format(PyExc_TypeError, "put takes a value and an owner");
-  Runtime* runtime = require_runtime();
+  Call runtime = enter();
   if (runtime == nullptr) return nullptr;
   if (is_ref(args[0])) {
     PyErr_SetString(PyExc_TypeError,
@@ -267,12 +263,12 @@ PyObject* py_put(PyObject*, PyObject* const* args, Py_ssize_t count) {
   ObjectId id = runtime->next_put_id();
   OutgoingValue value;
   if (!to_blob(*runtime, args[0], value, &id)) return nullptr;
-  return new_ref(runtime->put(id, std::move(value)));
+  return new_ref(*runtime, runtime->put(id, std::move(value)));
 }
 
 PyObject* py_get(PyObject*, PyObject* const* args, Py_ssize_t count) {
   if (count != 2) return PyErr_Format(PyExc_TypeError, "get takes refs and a timeout");
-  Runtime* runtime = require_runtime();
+  Call runtime = enter();
   if (runtime == nullptr) return nullptr;
   bool failed = false;
   if (is_ref(args[0])) {
@@ -299,7 +295,7 @@ PyObject* py_get(PyObject*, PyObject* const* args, Py_ssize_t count) {
     if (!is_ref(item))
       return PyErr_Format(PyExc_TypeError, "get takes ObjectRefs; element %zd is a %s", i,
                           Py_TYPE(item)->tp_name);
-    entries[static_cast<size_t>(i)] = entry_of(item);
+    entries[static_cast<size_t>(i)] = entry_of(*runtime, item);
     if (entries[static_cast<size_t>(i)] == nullptr) return nullptr;
     ready += entries[static_cast<size_t>(i)]->ready();
   }
@@ -424,7 +420,8 @@ PyObject* py_wait(PyObject*, PyObject* const* args, Py_ssize_t count) {
   bool failed;
   const Clock::time_point until = deadline_of(args[2], &failed);
   if (failed) return nullptr;
-  Runtime* runtime = require_runtime();
+  if (runtime_or_null() == nullptr) Py_RETURN_NONE;
+  Call runtime = enter();
   if (runtime == nullptr) return nullptr;
   Object done, rest;
   Py_ssize_t taken;
@@ -436,7 +433,9 @@ PyObject* py_wait(PyObject*, PyObject* const* args, Py_ssize_t count) {
     for (Py_ssize_t i = 0; i < size; ++i)
       entries[static_cast<size_t>(i)] = reinterpret_cast<RefObject*>(PyList_GET_ITEM(hold.get(), i))->entry;
     bool timed_out;
+    if (!still_connected(*runtime)) return nullptr;
     if (!wait_for(*runtime, entries, static_cast<size_t>(wanted), until, &timed_out)) return nullptr;
+    if (!still_connected(*runtime)) return nullptr;
     const auto ready =
         std::count_if(entries.begin(), entries.end(), [](Entry* entry) { return entry->ready(); });
     if (!split_ready(hold.get(), std::min<Py_ssize_t>(wanted, ready), done, rest, taken)) return nullptr;
@@ -448,46 +447,78 @@ PyObject* py_wait(PyObject*, PyObject* const* args, Py_ssize_t count) {
 
 namespace {
 
-/// Python's side of the dispatcher: a daemon thread that runs callbacks in order.
-PyObject* dispatch_callbacks(PyObject*, PyObject*) {
-  std::shared_ptr<Runtime> runtime = runtime_shared();
-  if (!runtime) Py_RETURN_NONE;
+Call* call_in(PyObject* capsule) { return static_cast<Call*>(PyCapsule_GetPointer(capsule, nullptr)); }
+
+void run_callback(PyObject* callback, PyObject* error) {
+  Object result(error == nullptr ? PyObject_CallNoArgs(callback) : PyObject_CallOneArg(callback, error));
+  if (!result) PyErr_WriteUnraisable(callback);
+}
+
+/// Python's side of the dispatcher: a daemon thread that runs callbacks in order. Those that still wait when
+/// the runtime stops are told why they wait in vain.
+PyObject* dispatch_callbacks(PyObject* capsule, PyObject*) {
+  Call& call = *call_in(capsule);
+  Connection& connection = *call.connection();
+  auto& callbacks = connection.callbacks;
   for (;;) {
     std::optional<uint64_t> cookie;
     {
       WithoutGil released;
-      cookie = runtime->next_callback();
+      cookie = call->next_callback();
     }
-    if (!cookie) Py_RETURN_NONE;
-    Object callback(reinterpret_cast<PyObject*>(*cookie));
-    Object result(PyObject_CallNoArgs(callback.get()));
-    if (!result) PyErr_WriteUnraisable(callback.get());
+    if (!cookie) break;
+    auto found = callbacks.find(*cookie);
+    if (found == callbacks.end()) continue;
+    Object callback(found->second);
+    callbacks.erase(found);
+    run_callback(callback.get(), nullptr);
   }
+  connection.dispatcher = Connection::Dispatcher::kEnded;  // from here on there are no new ones
+  while (!callbacks.empty()) {
+    Object callback(callbacks.begin()->second);
+    callbacks.erase(callbacks.begin());
+    raise_ended(*call);
+    PyObject *type, *value, *traceback;
+    PyErr_Fetch(&type, &value, &traceback);
+    PyErr_NormalizeException(&type, &value, &traceback);
+    Object kind(type), error(value), where(traceback);
+    run_callback(callback.get(), error.get());
+  }
+  Py_RETURN_NONE;
 }
 
 PyMethodDef dispatch_method = {"skate_callbacks", dispatch_callbacks, METH_NOARGS, nullptr};
-uint64_t dispatcher_epoch = 0;
+
+bool start_dispatcher(const Call& call) {
+  Object capsule(
+      PyCapsule_New(new Call(call.connection()), nullptr, [](PyObject* object) { delete call_in(object); }));
+  Object threading(PyImport_ImportModule("threading"));
+  Object target(capsule ? PyCFunction_New(&dispatch_method, capsule.get()) : nullptr);
+  if (!threading || !target) return false;
+  Object kwargs(
+      Py_BuildValue("{s:O,s:s,s:O}", "target", target.get(), "name", "skate-callbacks", "daemon", Py_True));
+  Object type(PyObject_GetAttrString(threading.get(), "Thread"));
+  Object none(PyTuple_New(0));
+  if (!kwargs || !type || !none) return false;
+  Object thread(PyObject_Call(type.get(), none.get(), kwargs.get()));
+  if (!thread) return false;
+  call.connection()->dispatcher = Connection::Dispatcher::kRuns;  // other threads run while it starts
+  Object started(PyObject_CallMethod(thread.get(), "start", nullptr));
+  if (!started) call.connection()->dispatcher = Connection::Dispatcher::kNone;
+  return static_cast<bool>(started);
+}
 
 }  // namespace
 
-/// Makes sure that the dispatcher runs; the cookie is the callback itself, one reference.
-bool start_callback(PyObject* callback, uint64_t* cookie) {
-  if (dispatcher_epoch != connection_epoch()) {
-    Object threading(PyImport_ImportModule("threading"));
-    Object target(PyCFunction_New(&dispatch_method, nullptr));
-    if (!threading || !target) return false;
-    Object kwargs(
-        Py_BuildValue("{s:O,s:s,s:O}", "target", target.get(), "name", "skate-callbacks", "daemon", Py_True));
-    Object type(PyObject_GetAttrString(threading.get(), "Thread"));
-    Object none(PyTuple_New(0));
-    if (!kwargs || !type || !none) return false;
-    Object thread(PyObject_Call(type.get(), none.get(), kwargs.get()));
-    if (!thread) return false;
-    Object started(PyObject_CallMethod(thread.get(), "start", nullptr));
-    if (!started) return false;
-    dispatcher_epoch = connection_epoch();
+bool start_callback(const Call& call, PyObject* callback, uint64_t* cookie) {
+  Connection& connection = *call.connection();
+  if (connection.dispatcher == Connection::Dispatcher::kNone && !start_dispatcher(call)) return false;
+  if (connection.dispatcher == Connection::Dispatcher::kEnded || !still_connected(*call)) {
+    raise_ended(*call);
+    return false;
   }
-  *cookie = reinterpret_cast<uint64_t>(Py_NewRef(callback));
+  *cookie = connection.next_cookie++;
+  connection.callbacks.emplace(*cookie, Py_NewRef(callback));
   return true;
 }
 
@@ -496,10 +527,12 @@ PyObject* py_on_ready(PyObject*, PyObject* args) {
   if (!PyArg_ParseTuple(args, "OO:on_ready", &ref, &callback)) return nullptr;
   if (!is_ref(ref)) return PyErr_Format(PyExc_TypeError, "on_ready takes an ObjectRef");
   Entry* entry = entry_of(ref);
+  if (entry == nullptr) return nullptr;
+  Call runtime = enter();
   uint64_t cookie;
-  if (entry == nullptr || !start_callback(callback, &cookie)) return nullptr;
+  if (!start_callback(runtime, callback, &cookie)) return nullptr;
   // The callback holds the ref in all uses; the entry must live until it has run all the same.
-  require_runtime()->notify_when_ready(entry, cookie);
+  runtime->notify_when_ready(entry, cookie);
   Py_RETURN_NONE;
 }
 

@@ -214,10 +214,10 @@ const EncodeHooks& encode_hooks() {
   return hooks;
 }
 
-PyObject* new_ref(Entry* entry) {
-  RefObject* self = allocate(ref_type);
+PyObject* new_ref(Runtime& runtime, Entry* entry) {
+  RefObject* self = still_connected(runtime) ? allocate(ref_type) : nullptr;
   if (self == nullptr) {
-    runtime_or_null()->drop_handle(entry);
+    runtime.drop_handle(entry);
     return nullptr;
   }
   self->entry = entry;
@@ -256,9 +256,9 @@ PyObject* py_restore_stray_ref(PyObject*, PyObject* bytes) {
   if (size != static_cast<Py_ssize_t>(sizeof record))
     return PyErr_Format(PyExc_ValueError, "the pickled ObjectRef is damaged");
   std::memcpy(&record, data, sizeof record);
-  Runtime* runtime = require_runtime();
+  Call runtime = enter();
   if (runtime == nullptr) return nullptr;
-  return new_ref(runtime->adopt_refs({&record, 1}, nullptr, nullptr)[0]);
+  return new_ref(*runtime, runtime->adopt_refs({&record, 1}, nullptr, nullptr)[0]);
 }
 
 bool refs_init(PyObject* module) {

@@ -94,7 +94,7 @@ bool build_arguments(Runtime& runtime, PyObject* const* args, size_t count, PyOb
       argument.keyword.assign(name, static_cast<size_t>(size));
     }
     if (is_ref(args[i])) {
-      Entry* entry = entry_of(args[i]);
+      Entry* entry = entry_of(runtime, args[i]);
       if (entry == nullptr) break;
       runtime.pin(entry);
       pinned.push_back(entry);
@@ -149,13 +149,11 @@ struct StreamObject {
 };
 PyTypeObject* stream_type = nullptr;
 
-Runtime* runtime_of(StreamObject* self) {
-  Runtime* runtime = require_runtime();
-  if (runtime != nullptr && self->epoch != connection_epoch()) {
-    PyErr_SetString(PyExc_ValueError, "the generator belongs to a connection that has ended");
-    return nullptr;
-  }
-  return runtime;
+Call enter(StreamObject* self) {
+  Call runtime = bindings::enter();
+  if (runtime == nullptr || self->epoch == connection_epoch()) return runtime;
+  PyErr_SetString(PyExc_ValueError, "the generator belongs to a connection that has ended");
+  return Call(nullptr);
 }
 
 void stream_dealloc(PyObject* object) {
@@ -172,7 +170,7 @@ void stream_dealloc(PyObject* object) {
 
 PyObject* stream_next(PyObject* object, PyObject* timeout) {
   auto* self = reinterpret_cast<StreamObject*>(object);
-  Runtime* runtime = runtime_of(self);
+  Call runtime = enter(self);
   if (runtime == nullptr) return nullptr;
   bool failed;
   Clock::time_point until = deadline_of(timeout, &failed);
@@ -184,7 +182,7 @@ PyObject* stream_next(PyObject* object, PyObject* timeout) {
       WithoutGil released;
       outcome = runtime->next_item(*self->stream, until, &item);
     }
-    if (item != nullptr) return new_ref(item);
+    if (item != nullptr) return new_ref(*runtime, item);
     if (outcome == WaitOutcome::kReady) {
       PyErr_SetNone(PyExc_StopIteration);
       return nullptr;
@@ -192,21 +190,20 @@ PyObject* stream_next(PyObject* object, PyObject* timeout) {
     if (PyErr_CheckSignals() != 0) return nullptr;
     if (outcome == WaitOutcome::kTimeout)
       return raise_system_error("get_timeout", {{"message", "no item of the stream came in time"}});
-    if (runtime->stopped())
-      return PyErr_Format(PyExc_RuntimeError, "the connection to the cluster has ended");
+    if (runtime->stopped()) return raise_ended(*runtime);
   }
 }
 
 PyObject* stream_next_ready(PyObject* object, PyObject*) {
   auto* self = reinterpret_cast<StreamObject*>(object);
-  Runtime* runtime = runtime_of(self);
+  Call runtime = enter(self);
   if (runtime == nullptr) return nullptr;
   return PyBool_FromLong(runtime->stream_state(*self->stream) == Runtime::StreamState::kItem);
 }
 
 PyObject* stream_is_finished(PyObject* object, PyObject*) {
   auto* self = reinterpret_cast<StreamObject*>(object);
-  Runtime* runtime = runtime_of(self);
+  Call runtime = enter(self);
   if (runtime == nullptr) return nullptr;
   return PyBool_FromLong(runtime->stream_state(*self->stream) == Runtime::StreamState::kEnded);
 }
@@ -217,9 +214,9 @@ PyObject* stream_completed_ref(PyObject* object, PyObject*) {
 
 PyObject* stream_on_next_ready(PyObject* object, PyObject* callback) {
   auto* self = reinterpret_cast<StreamObject*>(object);
-  Runtime* runtime = runtime_of(self);
+  Call runtime = enter(self);
   uint64_t cookie;
-  if (runtime == nullptr || !start_callback(callback, &cookie)) return nullptr;
+  if (runtime == nullptr || !start_callback(runtime, callback, &cookie)) return nullptr;
   runtime->notify_when_item(*self->stream, cookie);
   Py_RETURN_NONE;
 }
@@ -311,24 +308,24 @@ bool check_arity(PyObject* check, int64_t arity_min, int64_t arity_max, PyObject
   return static_cast<bool>(result);
 }
 
-PyObject* wrap_returns(const TaskSpec& spec, Runtime::Submitted submitted) {
+PyObject* wrap_returns(Runtime& runtime, const TaskSpec& spec, Runtime::Submitted submitted) {
   if (spec.mode == wire::ReturnMode::kStreaming) {
     auto* stream = reinterpret_cast<StreamObject*>(stream_type->tp_alloc(stream_type, 0));
     if (stream == nullptr) return nullptr;
     new (&stream->stream) std::shared_ptr<worker::Stream>(std::move(submitted.stream));
-    stream->epoch = connection_epoch();
-    stream->completed = new_ref(submitted.returns[0]);
+    stream->completed = new_ref(runtime, submitted.returns[0]);
     Object core(reinterpret_cast<PyObject*>(stream));
     if (stream->completed == nullptr) return nullptr;
+    stream->epoch = connection_epoch();
     PyObject* argument = core.get();
     return call_hook("skate._streaming", "ObjectRefGenerator", &argument, 1);
   }
-  if (submitted.returns.size() == 1) return new_ref(submitted.returns[0]);
+  if (submitted.returns.size() == 1) return new_ref(runtime, submitted.returns[0]);
   if (submitted.returns.empty()) Py_RETURN_NONE;
   Object list(PyList_New(static_cast<Py_ssize_t>(submitted.returns.size())));
   if (!list) return nullptr;
   for (size_t i = 0; i < submitted.returns.size(); ++i) {
-    PyObject* ref = new_ref(submitted.returns[i]);
+    PyObject* ref = new_ref(runtime, submitted.returns[i]);
     if (ref == nullptr) return nullptr;
     PyList_SET_ITEM(list.get(), static_cast<Py_ssize_t>(i), ref);
   }
@@ -340,7 +337,7 @@ namespace {
 PyObject* template_submit(PyObject* object, PyObject* const* args, Py_ssize_t count,
                           PyObject* keyword_names) {
   auto* self = reinterpret_cast<TemplateObject*>(object);
-  Runtime* runtime = require_runtime();
+  Call runtime = bindings::enter();
   if (runtime == nullptr) return nullptr;
   if (self->epoch != connection_epoch()) {
     auto fresh = std::make_shared<TaskSpec>(*self->spec);
@@ -374,7 +371,7 @@ PyObject* template_submit(PyObject* object, PyObject* const* args, Py_ssize_t co
     blame_argument_of(spec->name);
     return nullptr;
   }
-  return wrap_returns(*spec,
+  return wrap_returns(*runtime, *spec,
                       runtime->submit(spec, std::move(arguments), std::move(pinned), current_task_id()));
 }
 

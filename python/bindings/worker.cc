@@ -282,7 +282,7 @@ PyObject* dynamic_value(Runtime& runtime, const TaskPtr& task) {
   for (uint64_t i = 0; i < task->stream_items; ++i)
     records.push_back({ObjectId::of(task->header.task, static_cast<uint32_t>(i + 2)), task->from->address});
   for (Entry* entry : runtime.adopt_refs(records, nullptr, task.get())) {
-    Object ref(new_ref(entry));
+    Object ref(new_ref(runtime, entry));
     if (!ref || PyList_Append(refs.get(), ref.get()) != 0) return nullptr;
   }
   PyObject* argument = refs.get();
@@ -483,9 +483,9 @@ void deliver_cancel(Runtime& runtime, const TaskPtr& task, bool recursive) {
 
 /// The loop of a further thread of a threaded actor.
 PyObject* serve_group_thread(PyObject* group_name, PyObject*) {
-  std::shared_ptr<Runtime> runtime = runtime_shared();
+  Call runtime = enter_if_connected();
   const char* group = PyUnicode_AsUTF8(group_name);
-  if (!runtime || group == nullptr) return nullptr;
+  if (runtime == nullptr || group == nullptr) return nullptr;
   std::string name = group;
   for (;;) {
     TaskPtr task;
@@ -557,7 +557,7 @@ PyObject* async_fd(PyObject* self, PyObject*) { return PyLong_FromLong(core_of(s
 
 PyObject* async_next_batch(PyObject* object, PyObject*) {
   AsyncActorObject* self = core_of(object);
-  Runtime* runtime = require_runtime();
+  Call runtime = enter();
   if (runtime == nullptr) return nullptr;
   uint64_t count;
   [[maybe_unused]] ssize_t n = read(self->fd, &count, sizeof count);
@@ -626,7 +626,7 @@ PyObject* async_reply(PyObject* object, PyObject* args) {
   PyObject *call_object, *value;
   if (!PyArg_ParseTuple(args, "OO:reply", &call_object, &value)) return nullptr;
   AsyncCallObject* call = call_argument(call_object);
-  Runtime* runtime = require_runtime();
+  Call runtime = enter();
   if (call == nullptr || runtime == nullptr) return nullptr;
   TaskPtr task = call->task;
   core_of(object)->calls->erase(task.get());
@@ -655,7 +655,7 @@ PyObject* async_reply_error(PyObject* object, PyObject* args) {
   PyObject *call_object, *exception;
   if (!PyArg_ParseTuple(args, "OO:reply_error", &call_object, &exception)) return nullptr;
   AsyncCallObject* call = call_argument(call_object);
-  Runtime* runtime = require_runtime();
+  Call runtime = enter();
   if (call == nullptr || runtime == nullptr) return nullptr;
   TaskPtr task = call->task;
   core_of(object)->calls->erase(task.get());
@@ -672,7 +672,7 @@ PyObject* async_yield_value(PyObject*, PyObject* args) {
   PyObject *call_object, *value;
   if (!PyArg_ParseTuple(args, "OO:yield_value", &call_object, &value)) return nullptr;
   AsyncCallObject* call = call_argument(call_object);
-  Runtime* runtime = require_runtime();
+  Call runtime = enter();
   if (call == nullptr || runtime == nullptr) return nullptr;
   if (runtime->skip_item(*call->task)) Py_RETURN_NONE;
   flush_output();
@@ -690,7 +690,7 @@ PyObject* async_yield_value(PyObject*, PyObject* args) {
 
 PyObject* async_can_yield(PyObject* object, PyObject* call_object) {
   AsyncCallObject* call = call_argument(call_object);
-  Runtime* runtime = require_runtime();
+  Call runtime = enter();
   if (call == nullptr || runtime == nullptr) return nullptr;
   if (runtime->may_send_item(*call->task)) Py_RETURN_NONE;
   Object asyncio(PyImport_ImportModule("asyncio"));
@@ -813,8 +813,10 @@ PyObject* py_run_worker(PyObject*, PyObject* args) {
     return Runtime::connect(options);
   }();
   if (!connected.ok()) return PyErr_Format(PyExc_ConnectionError, "%s", connected.error().message.c_str());
-  adopt_runtime(std::move(*connected));
-  std::shared_ptr<Runtime> runtime = runtime_shared();
+  auto connection = std::make_unique<Connection>();
+  connection->runtime = std::move(*connected);
+  if (!adopt_connection(std::move(connection))) return nullptr;
+  Call runtime = enter();
   set_job_json(runtime->welcome().job_json);
   main_thread = pthread_self();
   Object main_module(PyImport_ImportModule("skate._worker_main"));
@@ -822,7 +824,7 @@ PyObject* py_run_worker(PyObject*, PyObject* args) {
   if (unflushed == nullptr) return nullptr;
   if (!PyByteArray_CheckExact(unflushed)) return PyErr_Format(PyExc_TypeError, "unflushed is no bytearray");
   runtime->on_cancel(
-      [raw = runtime.get()](const TaskPtr& task, bool recursive) { deliver_cancel(*raw, task, recursive); });
+      [raw = &*runtime](const TaskPtr& task, bool recursive) { deliver_cancel(*raw, task, recursive); });
 
   nlohmann::json job = nlohmann::json::parse(runtime->welcome().job_json, nullptr, false);
   std::string logging = job.is_object() ? job.value("logging_config", "") : "";
@@ -881,7 +883,7 @@ PyObject* py_run_worker(PyObject*, PyObject* args) {
 }
 
 PyObject* py_look(PyObject*, PyObject* timeout) {
-  Runtime* runtime = require_runtime();
+  Call runtime = enter();
   if (runtime == nullptr) return nullptr;
   auto until = worker::Clock::time_point::max();
   if (timeout != Py_None) {
@@ -903,7 +905,7 @@ PyObject* py_is_cancelled(PyObject*, PyObject*) {
 }
 
 PyObject* py_current_actor(PyObject*, PyObject*) {
-  Runtime* runtime = require_runtime();
+  Call runtime = enter();
   if (runtime == nullptr) return nullptr;
   if (actor.spec.actor.is_nil()) Py_RETURN_NONE;
   wire::ActorInfo info;
@@ -917,11 +919,11 @@ PyObject* py_current_actor(PyObject*, PyObject*) {
   info.max_pending_calls = actor.spec.max_pending_calls;
   info.job = actor.spec.job;
   runtime->learn_actor(info);
-  return new_actor_core(info, nullptr);
+  return new_actor_core(*runtime, info, nullptr);
 }
 
 PyObject* py_context(PyObject*, PyObject*) {
-  Runtime* runtime = require_runtime();
+  Call runtime = enter();
   if (runtime == nullptr) return nullptr;
   TaskPtr task = current_task();
   auto bytes = [](const uint8_t* data, size_t size) {

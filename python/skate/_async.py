@@ -1,4 +1,5 @@
-"""Awaiting refs. `on_ready` calls back on the native dispatcher thread, never on the loop's."""
+"""Awaiting refs. `on_ready` calls back on the native dispatcher thread, never on the loop's: without
+arguments, or with the error if the connection ends before the ref is ready."""
 
 from __future__ import annotations
 
@@ -18,10 +19,12 @@ def ref_future(ref: _skate.ObjectRef[Any]) -> concurrent.futures.Future[Any]:
 
     future: Future[Any] = Future()
 
-    def complete() -> None:
+    def complete(ended: BaseException | None = None) -> None:
         if not future.set_running_or_notify_cancel():
             return
         try:
+            if ended is not None:
+                raise ended
             value = _skate.get(ref, None)
         except BaseException as error:
             future.set_exception(error)
@@ -39,10 +42,12 @@ def ref_as_future(ref: _skate.ObjectRef[Any]) -> asyncio.Future[Any]:
     loop = asyncio.get_running_loop()
     future = loop.create_future()
 
-    def complete() -> None:
+    def complete(ended: BaseException | None) -> None:
         if future.done():
             return
         try:
+            if ended is not None:
+                raise ended
             value = _skate.get(ref, None)
         except StopIteration as error:
             # A future refuses StopIteration; a coroutine turns it into RuntimeError as well.
@@ -54,8 +59,8 @@ def ref_as_future(ref: _skate.ObjectRef[Any]) -> asyncio.Future[Any]:
         else:
             future.set_result(value)
 
-    def on_ready() -> None:
-        call_in_loop(loop, complete)
+    def on_ready(ended: BaseException | None = None) -> None:
+        call_in_loop(loop, complete, ended)
 
     _skate.on_ready(ref, on_ready)
     return future
@@ -65,10 +70,10 @@ def ref_await(ref: _skate.ObjectRef[Any]) -> Generator[Any, None, Any]:
     return ref_as_future(ref).__await__()
 
 
-def call_in_loop(loop: asyncio.AbstractEventLoop, callback: Any) -> None:
+def call_in_loop(loop: asyncio.AbstractEventLoop, callback: Any, *args: Any) -> None:
     """From another thread; a loop that has been closed has nobody left to tell."""
     try:
-        loop.call_soon_threadsafe(callback)
+        loop.call_soon_threadsafe(callback, *args)
     except RuntimeError:
         if not loop.is_closed():
             raise

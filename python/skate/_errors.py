@@ -267,6 +267,12 @@ _MAKERS: dict[str, Any] = {
     ),
     "task_cancelled": _cancelled,
     "get_timeout": _plain(ex.GetTimeoutError, "the value was not there within the time given"),
+    "shut_down": _plain(
+        ex.NotConnectedError,
+        "the connection to the cluster was shut down, by skate.shutdown() in another thread, while this call "
+        "waited",
+        "Let such calls end before the shutdown, or catch this error in their threads.",
+    ),
     "node_died": _plain(ex.NodeDiedError, "the node died"),
     "runtime_env": lambda fields: ex.RuntimeEnvSetupError(
         _with_details(str(fields.get("message") or fields.get("cause") or ""), fields)

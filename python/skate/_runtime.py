@@ -7,11 +7,12 @@ sends them back to their slow path.
 from __future__ import annotations
 
 import _thread
+import functools
 import json
 import os
 import sys
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from skate import _config, _skate
 from skate._context import Context
@@ -19,11 +20,13 @@ from skate._skate import ObjectRef
 from skate._streaming import ObjectRefGenerator
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from skate.actor import ActorHandle
     from skate.job_config import JobConfig
     from skate.logging_config import LoggingConfig
+
+_F = TypeVar("_F", bound="Callable[..., Any]")
 
 #: Objects with an `unbind()`, called when the connection ends.
 bound: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -33,11 +36,33 @@ _LAST_LINES_S = 1.0  # that the workers' last lines may keep the end waiting
 _context: Context | None = None
 _printer: Any = None
 _exit_hook_set = False
-_init_lock = _thread.RLock()  # two threads whose first calls both connect
+_connection_lock = _thread.RLock()  # of the thread that connects or disconnects
+_bound_lock = _thread.RLock()
 _pid = 0  # of the process that connected
 
 #: Set by the worker while an asyncio actor runs; a blocking call in its loop is then warned of once.
 async_actor = False
+
+
+def _fresh_locks() -> None:
+    """In the child of a fork: the thread that held them may not be here."""
+    global _connection_lock, _bound_lock
+    _connection_lock = _thread.RLock()
+    _bound_lock = _thread.RLock()
+
+
+os.register_at_fork(after_in_child=_fresh_locks)
+
+
+def _one_at_a_time(function: _F) -> _F:
+    """While one thread connects or disconnects, others that want to wait."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with _connection_lock:
+            return function(*args, **kwargs)
+
+    return call  # type: ignore[return-value]
 
 
 def is_initialized() -> bool:
@@ -46,15 +71,25 @@ def is_initialized() -> bool:
 
 
 def ensure_connected() -> None:
+    """For the beginning of a call only: one that was cut short by a shutdown must not connect again."""
     if not _skate.is_connected():
-        with _init_lock:
+        with _connection_lock:
             if not _skate.is_connected():
                 init()
+
+
+def bind(item: Any, submit: Any) -> None:
+    """The calls of `item` go straight to the native `submit` until the connection ends."""
+    with _bound_lock:
+        if _skate.is_connected():
+            item.remote = submit
+            bound.add(item)
 
 
 # --- init -------------------------------------------------------------------------------------
 
 
+@_one_at_a_time
 def init(
     address: str | None = None,
     *,
@@ -182,8 +217,12 @@ def init(
             **private,
         }
     )
-    _after_connect(log_to_driver)
-    _context = Context(result)
+    try:
+        _after_connect(log_to_driver)
+        _context = Context(result)
+    except BaseException:
+        shutdown()
+        raise
     return _context
 
 
@@ -382,22 +421,25 @@ def _set_up_logging(level: int | str, fmt: str | None, config: LoggingConfig | N
         config.apply()
 
 
+@_one_at_a_time
 def shutdown(*, wait_for_processes: bool = False) -> None:
     """Ends the connection, and with it the cluster if `init` started one. Refs become unusable.
 
+    Calls of other threads that still wait for something raise NotConnectedError.
     It returns when the cluster's processes are gone, so `wait_for_processes` changes nothing.
     """
     global _context, _printer
     if _pid and _pid != os.getpid():
         return  # a forked child: the connection is its parent's
-    for item in list(bound):
-        item.unbind()
-    bound.clear()
     printer, _printer = _printer, None
     if _skate.is_connected() and not _skate.context()["is_worker"]:
         if printer is not None:
             _skate.flush_logs(_LAST_LINES_S)
         _skate.disconnect()
+    with _bound_lock:
+        for item in list(bound):
+            item.unbind()
+        bound.clear()
     if printer is not None:
         printer.join()
     _context = None
@@ -469,7 +511,12 @@ def wait(
     if timeout is not None and _is_negative(timeout):
         raise ValueError(f"timeout cannot be negative, but is {timeout}")
     try:
-        return _skate.wait(waitables, num_returns, timeout, fetch_local)
+        result = _skate.wait(waitables, num_returns, timeout, fetch_local)
+        if result is None:
+            ensure_connected()
+            result = _skate.wait(waitables, num_returns, timeout, fetch_local)
+            if result is None:
+                _require_connection()
     except TypeError:
         # The native wait looks at all types before it waits, and knows lists of refs and plain ints only.
         if not isinstance(num_returns, int):
@@ -484,11 +531,7 @@ def wait(
             f"wait takes a list of refs, not {'one alone' if single else type(waitables).__name__}: "
             f"pass {'[ref]' if single else 'a list'}"
         ) from None
-    except RuntimeError:
-        if _skate.is_connected():
-            raise
-        ensure_connected()
-        return wait(waitables, num_returns=num_returns, timeout=timeout, fetch_local=fetch_local)
+    return result
 
 
 def _index(name: str, value: Any) -> int:
@@ -516,12 +559,17 @@ def _wait_mixed(
     lock = threading.Lock()
     enough = threading.Event()
     ready: set[int] = set()
+    failure: BaseException | None = None
 
     def notify(index: int) -> Any:
-        def callback() -> None:
+        def callback(error: BaseException | None = None) -> None:
+            nonlocal failure
             with lock:
-                ready.add(index)
-                if len(ready) >= num_returns:
+                if error is None:
+                    ready.add(index)
+                else:
+                    failure = error
+                if failure is not None or len(ready) >= num_returns:
                     enough.set()
 
         return callback
@@ -538,6 +586,8 @@ def _wait_mixed(
             raise TypeError(f"wait takes refs and generators, not {type(item).__name__}: {item!r}")
     enough.wait(timeout)
     with lock:
+        if failure is not None:
+            raise failure
         chosen = sorted(ready)[:num_returns]
     if fetch_local:
         refs = [waitables[i] for i in chosen if type(waitables[i]) is ObjectRef]

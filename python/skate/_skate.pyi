@@ -48,8 +48,9 @@ class ObjectRef(Generic[T], Awaitable[T]):
     @classmethod
     def from_random(cls) -> ObjectRef[Any]: ...
 
-def on_ready(ref: ObjectRef[Any], callback: Callable[[], object]) -> None:
-    """Calls `callback` once on the dispatcher thread when a get of `ref` would not wait."""
+def on_ready(ref: ObjectRef[Any], callback: Callable[..., object]) -> None:
+    """Calls `callback` once on the dispatcher thread: without arguments when a get of `ref` would not wait,
+    or with an exception when the connection has ended before."""
 
 # --- connection -------------------------------------------------------------------------------
 
@@ -162,8 +163,9 @@ def get(refs: Any, timeout: float | None) -> Any:
 
 def wait(
     refs: Sequence[ObjectRef[Any]], num_returns: int, timeout: float | None, fetch_local: bool
-) -> tuple[list[ObjectRef[Any]], list[ObjectRef[Any]]]:
-    """At most num_returns ready ones, then the others, each in the order given. TypeError unless a list."""
+) -> tuple[list[ObjectRef[Any]], list[ObjectRef[Any]]] | None:
+    """At most num_returns ready ones, then the others, each in the order given. TypeError unless a list.
+    None if there is no connection when it begins."""
 
 class StreamCore:
     """The consumer's end of a streaming generator."""
@@ -173,8 +175,8 @@ class StreamCore:
     def next_ready(self) -> bool: ...
     def is_finished(self) -> bool: ...  # true once next has raised StopIteration, or would at once
     def completed_ref(self) -> ObjectRef[Any]: ...
-    def on_next_ready(self, callback: Callable[[], object]) -> None:
-        """Calls `callback` once on the dispatcher thread when `next` would not wait."""
+    def on_next_ready(self, callback: Callable[..., object]) -> None:
+        """As on_ready, when `next` would not wait."""
 
 # --- cluster ----------------------------------------------------------------------------------
 

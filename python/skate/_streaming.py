@@ -53,12 +53,16 @@ class ObjectRefGenerator(Generic[T]):
         loop = asyncio.get_running_loop()
         ready = loop.create_future()
 
-        def complete() -> None:
-            if not ready.done():
+        def complete(ended: BaseException | None) -> None:
+            if ready.done():
+                return
+            if ended is None:
                 ready.set_result(None)
+            else:
+                ready.set_exception(ended)
 
-        def on_next_ready() -> None:
-            _async.call_in_loop(loop, complete)
+        def on_next_ready(ended: BaseException | None = None) -> None:
+            _async.call_in_loop(loop, complete, ended)
 
         self._core.on_next_ready(on_next_ready)
         await ready

@@ -481,7 +481,7 @@ class SkateSystemError(SkateError):
 
 
 class NotConnectedError(SkateSystemError, RuntimeError):
-    """The call needs a connection, and `init` has not been called."""
+    """The call needs a connection: `init` has not been called, or `shutdown` was while the call waited."""
 
 
 class StreamingGeneratorReplayInconsistentError(SkateSystemError):

@@ -56,8 +56,7 @@ class RemoteFunction:
     def remote(self, *args: Any, **kwargs: Any) -> Any:
         _runtime.ensure_connected()
         template = self._template(self._default_options)
-        _runtime.bound.add(self)
-        self.remote = template.submit  # type: ignore[method-assign]
+        _runtime.bind(self, template.submit)
         return template.submit(*args, **kwargs)
 
     def unbind(self) -> None:
@@ -150,8 +149,7 @@ class RemoteFunctionOptions:
     def remote(self, *args: Any, **kwargs: Any) -> Any:
         _runtime.ensure_connected()
         template = self._remote_function._template(self._options)
-        _runtime.bound.add(self)
-        self.remote = template.submit  # type: ignore[method-assign]
+        _runtime.bind(self, template.submit)
         return template.submit(*args, **kwargs)
 
     def unbind(self) -> None:

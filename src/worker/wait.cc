@@ -328,10 +328,11 @@ Result<ReadyValue> Runtime::read(Entry* entry, Clock::time_point until) {
     flush();
     bool done = true;
     if (until == Clock::time_point::max())
-      replies_.wait(lock, [&] { return reply.done; });
+      replies_.wait(lock, [&] { return reply.done || stopping_.load(); });
     else
-      done = replies_.wait_until(lock, until, [&] { return reply.done; });
+      done = replies_.wait_until(lock, until, [&] { return reply.done || stopping_.load(); });
     store_calls_.erase(id);
+    if (done && !reply.done) return Error{ErrorCode::kCancelled, "the runtime has stopped"};
     if (!done) return Error{ErrorCode::kTimeout, "the object is still being restored from disk"};
     if (!reply.ok)
       return ReadyValue{lost_object_error(entry->id, "it could not be restored from disk: " + reply.message),
@@ -349,8 +350,9 @@ Result<store::Writable> Runtime::create_stored(const ObjectId& id, uint64_t size
       store_calls_[call] = &reply;
       send_daemon(wire::MessageType::kStoreSpace, wire::StoreSpace{call, size});
       flush();
-      replies_.wait(lock, [&] { return reply.done; });
+      replies_.wait(lock, [&] { return reply.done || stopping_.load(); });
       store_calls_.erase(call);
+      if (!reply.done) return Error{ErrorCode::kCancelled, "the runtime has stopped"};
     }
     if (!reply.ok) return Error{reply.code, reply.message};
     made = store_->create(id, size);
