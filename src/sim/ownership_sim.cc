@@ -529,7 +529,7 @@ class Cluster : private node::AdoptionEffects {
           if (processes_[owner]->table().find(entry.id) != nullptr && (!stored || store_.contains(entry.id)))
             return;
         } else if (in_order_.contains(owner)) {
-          if (adopted_.adopted(entry.id) || (entry.ready() && !stored)) return;
+          if (adopted_.adopted(entry.id)) return;
         } else if (!stored || store_.contains(entry.id)) {
           return;  // the owner's death alone costs nothing that is stored
         }

@@ -7,7 +7,7 @@ namespace {
 
 TEST(OwnershipSim, SurvivesItsSeeds) {
   OwnershipReport sum;
-  for (uint64_t seed = 1; seed <= 100; ++seed) {
+  for (uint64_t seed = 1; seed <= 250; ++seed) {
     const OwnershipReport report = run_ownership(seed);
     ASSERT_EQ(report.problem, "") << "seed " << seed << ": run skate_sim --from " << seed << " --seeds 1";
     sum.messages += report.messages;

@@ -1,6 +1,7 @@
 #include "worker/ownership/object_table.h"
 
 #include <algorithm>
+#include <boost/unordered/unordered_flat_set.hpp>
 
 #include "base/assert.h"
 
@@ -97,13 +98,6 @@ uint32_t ObjectTable::granted_to(const Entry* entry, Peer* borrower) const {
   return held == of_peer->second.end() ? 0 : held->second;
 }
 
-/// A value that is here outlives its owner; all else is kept by whoever owns it. So is a value with refs
-/// inside: they are safe as long as it is, until their owners know of this process.
-bool ObjectTable::needs_owner(const Entry* entry) const {
-  return entry->owner != nullptr &&
-         !(dead_.contains(entry->owner) && entry->state.load() == ObjectState::kInline && !entry->contained);
-}
-
 ObjectTable::Registering& ObjectTable::register_anew(Entry* entry) {
   entry->grants_in = 1;
   effects_.register_ref(entry->owner, entry->id, 1);
@@ -114,14 +108,13 @@ ObjectTable::Registering& ObjectTable::register_anew(Entry* entry) {
 }
 
 void ObjectTable::claim(Entry* entry) {
-  if (needs_owner(entry) && entry->grants_in == 0) register_anew(entry);
+  if (entry->owner != nullptr && entry->grants_in == 0) register_anew(entry);
 }
 
 bool ObjectTable::register_then(const std::vector<Entry*>& entries, Peer* ordered_with,
                                 const Obligation& obligation) {
   std::shared_ptr<Pending> pending;
   for (Entry* entry : entries) {
-    if (!needs_owner(entry)) continue;
     claim(entry);
     auto under_way = registering_.find(entry->id);
     if (under_way == registering_.end() || entry->owner == ordered_with) continue;
@@ -188,10 +181,11 @@ std::vector<Entry*> ObjectTable::give(uint64_t bytes_max, size_t count_max) {
     given.push_back(entry);
     if (entry->value) bytes += entry->value->size();
   };
-  // What was given before may contain what was left out then: its bounds were reached.
+  // What was given before may contain what was left out then, its bounds were reached; and nobody else may
+  // hold it any more.
   boost::unordered_flat_set<Entry*> seen;
   for (const auto& [id, entry] : entries_)
-    if (entry->grants_out != 0 && seen.insert(entry).second) stack.push_back(entry);
+    if ((entry->grants_out != 0 || entry->given) && seen.insert(entry).second) stack.push_back(entry);
   while (!stack.empty() && bytes < bytes_max && given.size() < count_max) {
     Entry* entry = stack.back();
     stack.pop_back();
@@ -225,22 +219,18 @@ void ObjectTable::peer_died(Peer* peer) {
       settle(entry);
     }
   }
-  dead_.insert(peer);
-  // Acknowledgements that were due will not come. The heir's will; where it need not be asked, who waited
+  // Acknowledgements that were due will not come. The heir's will; where nothing is held any more, who waited
   // moves on, which may free more.
   std::vector<std::shared_ptr<Pending>> waiting;
   erase_if(registering_, [&](auto& one) {
     if (one.second.owner != peer) return false;
     one.second.unanswered = 0;
-    if (Entry* entry = find(one.first); entry != nullptr && needs_owner(entry)) return false;
+    if (find(one.first) != nullptr) return false;
     waiting.insert(waiting.end(), one.second.waiting.begin(), one.second.waiting.end());
     return true;
   });
-  for (auto& [id, entry] : entries_) {
-    if (entry->owner != peer) continue;
-    entry->grants_in = 0;
-    if (needs_owner(entry)) register_anew(entry);
-  }
+  for (auto& [id, entry] : entries_)
+    if (entry->owner == peer) register_anew(entry);
   answered(waiting);
 }
 

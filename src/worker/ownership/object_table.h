@@ -17,8 +17,8 @@
 //   death of a borrower         all its grants are void.
 //   death of an owner           whoever holds something of it registers that anew, with the owner's heir: the
 //                               daemon of its node, to which the effects send what is for the dead. What the
-//                               heir does not have is lost; a value that is here and has no refs inside
-//                               needs no owner.
+//                               heir does not have is lost. A value that is here is registered too: its
+//                               reader needs no owner, but whoever he passes the ref on to does.
 //   hand-over                   a death of which the heir has the inventory beforehand. The owner gives its
 //                               heir what others hold, and what that contains; once all is confirmed, it
 //                               ends, and the rest is as in any death. Until then it is the owner and
@@ -32,7 +32,6 @@
 
 #include <atomic>
 #include <boost/unordered/unordered_flat_map.hpp>
-#include <boost/unordered/unordered_flat_set.hpp>
 #include <memory>
 #include <vector>
 
@@ -149,15 +148,16 @@ class ObjectTable {
   /// Whether the heir could take this process's place: no registration of its own is unanswered, and no
   /// actor's life hangs on its counts. (Its tasks and their results are the caller's to know.)
   bool may_give() const;
-  /// This process will end. What others hold of it, what that contains, and was not given yet: about
-  /// `bytes_max` of values, `count_max` objects at most. Each is pinned, so that only the heir frees it.
+  /// This process will end. What others hold of it, what that and the already given contain, and was not
+  /// given yet: about `bytes_max` of values, `count_max` objects at most. Each is pinned, so that only the
+  /// heir frees it.
   std::vector<Entry*> give(uint64_t bytes_max, size_t count_max);
   /// The heir refused: all is as if nothing had been given.
   void take_home();
   /// Whether anybody else holds an object of this process's.
   bool granted_any() const;
 
-  /// All grants of a dead process are void; what it owned and is not here by value is registered anew.
+  /// All grants of a dead process are void; what it owned is registered anew.
   void peer_died(Peer* peer);
 
  private:
@@ -172,7 +172,6 @@ class ObjectTable {
     uint32_t unanswered;
     std::vector<std::shared_ptr<Pending>> waiting;
   };
-  bool needs_owner(const Entry* entry) const;
   Registering& register_anew(Entry* entry);
   void meet(const Obligation& obligation);
   void answered(const std::vector<std::shared_ptr<Pending>>& waiting);
@@ -181,7 +180,6 @@ class ObjectTable {
   boost::unordered_flat_map<ObjectId, Entry*, IdHash<ObjectId>> entries_;
   boost::unordered_flat_map<Peer*, boost::unordered_flat_map<ObjectId, uint32_t, IdHash<ObjectId>>> granted_;
   boost::unordered_flat_map<ObjectId, Registering, IdHash<ObjectId>> registering_;
-  boost::unordered_flat_set<Peer*> dead_;
 };
 
 }  // namespace skate::worker

@@ -275,16 +275,20 @@ TEST_F(ObjectTableTest, ManyGrantsOfADeadOwnerAreOneForItsHeir) {
   EXPECT_EQ(entry->grants_in, 1u);
 }
 
-TEST_F(ObjectTableTest, AValueThatIsHereNeedsNoOwner) {
+TEST_F(ObjectTableTest, AValueThatIsHereIsKeptByTheHeirForWhoGetsTheRefNext) {
   Entry* entry = borrowed(1);
+  const ObjectId id = entry->id;
   entry->handles = 1;
   table.received_grant(entry, 1);
   entry->state = ObjectState::kInline;
   table.peer_died(&owner);
-  EXPECT_TRUE(table.register_then({entry}, &other, taken(&other, 7)));
-  table.claim(entry);
+  EXPECT_EQ(effects.take(), (std::vector<Sent>{{"register", &owner, id, 1}}));
+  EXPECT_FALSE(table.register_then({entry}, &other, taken(&other, 7)))
+      << "whose cover may go once the heir knows of this hold";
+  table.registered(id);
+  EXPECT_EQ(effects.take(), (std::vector<Sent>{{"results_taken", &other, {}, 7}}));
   table.drop_handle(entry);
-  EXPECT_TRUE(effects.sent.empty());
+  EXPECT_EQ(effects.take(), (std::vector<Sent>{{"release", &owner, id, 1}}));
 }
 
 TEST_F(ObjectTableTest, AValueWithRefsInsideIsKeptByTheHeir) {
@@ -300,11 +304,11 @@ TEST_F(ObjectTableTest, AValueWithRefsInsideIsKeptByTheHeir) {
       << "the owner of what is inside may not have heard of this process";
 }
 
-TEST_F(ObjectTableTest, WhoWaitsForAValueThatIsHereMovesOnWhenItsOwnerDies) {
+TEST_F(ObjectTableTest, WhoWaitsForARefThatWasDroppedMovesOnWhenItsOwnerDies) {
   Entry* entry = borrowed(1);
   entry->handles = 1;
   EXPECT_FALSE(table.register_then({entry}, &other, taken(&other, 7)));
-  entry->state = ObjectState::kInline;
+  table.drop_handle(entry);
   effects.take();
   table.peer_died(&owner);
   EXPECT_EQ(effects.take(), (std::vector<Sent>{{"results_taken", &other, {}, 7}})) << "no answer will come";
@@ -387,6 +391,21 @@ TEST_F(ObjectTableTest, WhatIsGivenInPartsIsGivenWhole) {
   EXPECT_TRUE(effects.take().empty());
   table.take_home();
   EXPECT_EQ(effects.take().size(), kCount) << "each is erased once";
+  EXPECT_EQ(table.size(), 0u);
+}
+
+TEST_F(ObjectTableTest, WhatAGivenObjectContainsIsGivenThoughItsHoldersLetGoMeanwhile) {
+  Entry* outer = own(1);
+  Entry* inner = own(2);
+  for (Entry* entry : {outer, inner}) entry->state = ObjectState::kInline;
+  table.contain(outer, {inner});
+  table.grant(outer, &other, 1);
+  EXPECT_THAT(table.give(~uint64_t{0}, 1), testing::ElementsAre(outer));
+  EXPECT_TRUE(table.take_back(outer->id, &other, 1));
+  EXPECT_THAT(table.give(~uint64_t{0}, 1), testing::ElementsAre(inner))
+      << "the heir keeps outer, and so inner";
+  EXPECT_TRUE(table.give(~uint64_t{0}, 1).empty());
+  table.take_home();
   EXPECT_EQ(table.size(), 0u);
 }
 
