@@ -196,6 +196,8 @@ TEST(SchedulerGroups, ResourcesByRaysNames) {
   EXPECT_EQ(total.at("CPU_group_0_" + id), kUnit);
   EXPECT_EQ(total.at("CPU_group_" + id), 2 * kUnit);
   EXPECT_EQ(total.at("bundle_group_" + id), 2000 * kUnit);
+  EXPECT_EQ(node.scheduler.bundle_resources(true), total) << "nothing runs on the lease yet";
+  node.scheduler.works(node.leases.at(0).worker, node.now);
   const Resources available = node.scheduler.bundle_resources(true);
   EXPECT_EQ(available.at("CPU_group_0_" + id), 0);
   EXPECT_EQ(available.at("CPU_group_" + id), kUnit);

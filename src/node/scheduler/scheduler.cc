@@ -199,6 +199,7 @@ void Scheduler::works(ProcessNumber number, int64_t work_us) {
   auto worker = workers_.find(number);
   if (worker == workers_.end() || worker->second.state != WorkerState::kLeased) return;
   Lease& lease = leases_.at(worker->second.lease);
+  lease.at_work = work_us > 0;
   if (work_us >= 0) {
     lease.begun_us = work_us;
     lease.idle_since_us = 0;
@@ -361,13 +362,9 @@ Resources Scheduler::bundle_resources(bool available) const {
   constexpr int64_t kMarker = 1000 * wire::kResourceUnit;
   constexpr int64_t kMarkerShare = wire::kResourceUnit / 1000;
   Resources out;
-  std::map<Spot, Resources> idle;
   std::map<Spot, int64_t> idle_leases;
   for (const auto& [number, lease] : leases_)
-    if (available && lease.idle_since_us != 0) {
-      add_to(idle[lease.spot], to_come(lease));
-      ++idle_leases[lease.spot];
-    }
+    if (available && !lease.at_work) ++idle_leases[lease.spot];
   for (const auto& [spot, bundle] : bundles_) {
     auto group = groups_.find(spot.group);
     if (bundle.closing || group == groups_.end() || !group->second.committed) continue;
@@ -376,9 +373,7 @@ Resources Scheduler::bundle_resources(bool available) const {
       out[name + "_group_" + index + "_" + id] += units;
       out[name + "_group_" + id] += units;
     };
-    Resources amounts = available ? bundle.book.available() : bundle.book.total();
-    add_to(amounts, idle[spot]);
-    for (const auto& [name, units] : amounts) add(name, units);
+    for (const auto& [name, units] : available ? available_at(spot) : bundle.book.total()) add(name, units);
     add("bundle", kMarker - (available ? (bundle.leases - idle_leases[spot]) * kMarkerShare : 0));
   }
   return out;
@@ -660,6 +655,7 @@ bool Scheduler::serve(Class& cls, int64_t now_us, Pass& pass, Decisions& out) {
               *spot,
               book_at(*spot).take(class_key.resources),
               now_us};
+  lease.at_work = key.owner == 0;
   if (auto bundle = bundles_.find(*spot); bundle != bundles_.end()) ++bundle->second.leases;
   ResourceInstances instances = lease.allocation.instances();
   account(lease, true);
@@ -975,10 +971,14 @@ std::optional<int64_t> Scheduler::next_deadline(int64_t now_us) const {
 
 // --- views ----------------------------------------------------------------------------------------------
 
-Resources Scheduler::available() const {
-  Resources out = book_.available();
+Resources Scheduler::available_at(const Spot& spot) const {
+  const ResourceBook& book = book_at(spot);
+  Resources out;
+  for (const auto& [name, total] : book.total()) out[name] = book.free_of(name);
   for (const auto& [number, lease] : leases_)
-    if (lease.idle_since_us != 0 && lease.spot.group.is_nil()) add_to(out, to_come(lease));
+    if (!lease.at_work && lease.spot == spot) add_to(out, to_come(lease));
+  // Last: idle leases make up for what blocked workers that went on have taken beyond what was free.
+  for (auto& [name, units] : out) units = std::max<int64_t>(0, units);
   return out;
 }
 
@@ -1061,8 +1061,28 @@ bool Scheduler::is_idle() const {
          book_.is_whole();
 }
 
+std::string Scheduler::check_available(const Spot& spot) const {
+  const ResourceBook& book = book_at(spot);
+  Resources used;
+  for (const auto& [number, lease] : leases_)
+    if (lease.at_work && lease.spot == spot) add_to(used, to_come(lease));
+  if (spot.group.is_nil())
+    for (const auto& [other, bundle] : bundles_) add_to(used, bundle.reserved.amounts);
+  const Resources available = available_at(spot);
+  for (const auto& [name, units] : available) {
+    auto total = book.total().find(name);
+    if (total == book.total().end()) return name + " is available and does not exist";
+    if (units < 0) return "less than no " + name + " is available";
+    if (units > total->second) return "more " + name + " is available than there is";
+    if (units != std::max<int64_t>(0, total->second - used[name]))
+      return "what is available of " + name + " is not what nothing runs on";
+  }
+  return available.size() == book.total().size() ? "" : "a resource is not among those available";
+}
+
 std::string Scheduler::check() const {
   if (auto wrong = book_.check(); !wrong.empty()) return wrong;
+  if (auto wrong = check_available(Spot{}); !wrong.empty()) return wrong;
   std::map<Spot, Resources> held, lent;
   std::map<Spot, uint32_t> held_in;
   for (const auto& [number, lease] : leases_) {
@@ -1075,6 +1095,7 @@ std::string Scheduler::check() const {
   }
   for (const auto& [spot, bundle] : bundles_) {
     if (auto wrong = bundle.book.check(); !wrong.empty()) return "in a bundle, " + wrong;
+    if (auto wrong = check_available(spot); !wrong.empty()) return "in a bundle, " + wrong;
     add_to(held[Spot{}], bundle.reserved.amounts);
     if (bundle.leases != held_in[spot]) return "a bundle miscounts its leases";
     if (bundle.closing && bundle.leases == 0) return "a closed bundle is kept";

@@ -202,7 +202,7 @@ class Scheduler {
   std::optional<int64_t> next_deadline(int64_t now_us) const;
 
   // Views.
-  Resources available() const;  ///< what idle leases hold is
+  Resources available() const { return available_at({}); }  ///< all on which no task or actor runs
   const Resources& total() const { return book_.total(); }
   uint64_t queued() const;
   /// Bundles that are made, by Ray's names (CPU_group_0_<id>, CPU_group_<id>, bundle_group_<id> ...).
@@ -305,6 +305,7 @@ class Scheduler {
     int64_t recalled_us = -1;  ///< -1: it is not
     int64_t begun_us{};        ///< of its task, or of its last one
     int64_t idle_since_us{};   ///< 0: it runs a task, or has run none yet
+    bool at_work{};            ///< it runs a task, or is an actor's
   };
   struct Job {
     std::string language = "python";
@@ -326,6 +327,8 @@ class Scheduler {
     PlacementGroupId id;
   };
   static Resources to_come(const Lease& lease);
+  Resources available_at(const Spot& spot) const;
+  std::string check_available(const Spot& spot) const;
   struct Pass;    ///< what one decide() keeps
   struct Shares;  ///< what everybody will hold once the recalls so far are answered
 

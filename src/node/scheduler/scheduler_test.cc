@@ -397,7 +397,7 @@ TEST(Scheduler, ALeaseThatHasRunNothingYetKeepsItsQuantum) {
   node.now += 5 * kMs;
   node.settle();
   EXPECT_TRUE(node.recalls.empty());
-  EXPECT_EQ(node.scheduler.available().at("CPU"), 0);
+  EXPECT_EQ(node.scheduler.available().at("CPU"), kUnit) << "nothing runs on it";
 }
 
 TEST(Scheduler, ARecallThatNobodyAnswersIsNotCountedOnForEver) {
@@ -452,6 +452,48 @@ TEST(Scheduler, WhatAnIdleLeaseHoldsIsAvailable) {
   EXPECT_EQ(node.scheduler.available().at("CPU"), kUnit);
   node.scheduler.works(node.leases[0].worker, node.now + 3);
   EXPECT_EQ(node.scheduler.available().at("CPU"), 0);
+}
+
+TEST(Scheduler, WhatALeaseInPlaceOfADeadWorkersHoldsIsAvailable) {
+  Node node(Node::options(cpu(2)));
+  ProcessNumber driver = node.scheduler.new_process();
+  node.demand(driver, 1, cpu(1), 1);
+  node.settle();
+  const ProcessNumber first = node.leases.at(0).worker;
+  node.scheduler.works(first, node.now + 1);
+  EXPECT_EQ(node.scheduler.available().at("CPU"), kUnit);
+  node.end(first);
+  node.settle();
+  ASSERT_EQ(node.leases.size(), 1u);
+  ASSERT_NE(node.leases[0].worker, first);
+  node.scheduler.works(node.leases[0].worker, 0);
+  EXPECT_EQ(node.scheduler.available().at("CPU"), 2 * kUnit) << "the owner may have nothing left to run";
+  node.scheduler.works(node.leases[0].worker, node.now + 2);
+  EXPECT_EQ(node.scheduler.available().at("CPU"), kUnit);
+}
+
+TEST(Scheduler, NoMoreIsAvailableThanThereIsAfterANestedGet) {
+  Node node(Node::options(cpu(2)));
+  ProcessNumber driver = node.scheduler.new_process();
+  node.demand(driver, 1, cpu(1), 1);
+  node.settle();
+  const ProcessNumber parent = node.leases.at(0).worker;
+  node.scheduler.works(parent, node.now + 1);
+  node.scheduler.blocked(parent, true);
+  node.demand(parent, 2, cpu(1), 2);
+  node.settle();
+  ASSERT_EQ(node.held(parent), 2u);
+  EXPECT_EQ(node.scheduler.available().at("CPU"), 2 * kUnit)
+      << "the parent waits, the children have not begun";
+  for (size_t child : {1u, 2u}) node.scheduler.works(node.leases[child].worker, node.now + 2);
+  EXPECT_EQ(node.scheduler.available().at("CPU"), 0);
+  for (size_t child : {1u, 2u}) node.scheduler.works(node.leases[child].worker, -(node.now + 3));
+  node.scheduler.blocked(parent, false);
+  EXPECT_EQ(node.scheduler.check(), "");
+  EXPECT_EQ(node.scheduler.available().at("CPU"), kUnit) << "the parent goes on";
+  node.scheduler.works(parent, -(node.now + 4));
+  EXPECT_EQ(node.scheduler.check(), "");
+  EXPECT_EQ(node.scheduler.available().at("CPU"), 2 * kUnit) << "three leases are idle on two CPUs";
 }
 
 TEST(Scheduler, AnIdleHolderIsNeitherADeadlockNorNamedInOne) {

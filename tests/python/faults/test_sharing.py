@@ -525,3 +525,48 @@ print("FREE", skate.available_resources()["CPU"])
     )
     rc, out = d.finish()
     assert rc == 0 and "FREE 4.0" in out, out
+
+
+WATCH = """
+def watch():
+    seen, until = set(), time.monotonic() + 1.5  # in which a worker starts, and idle ones are given back
+    while time.monotonic() < until:
+        seen.add(skate.available_resources().get("CPU"))
+        time.sleep(0.02)
+    return seen
+"""
+
+
+def test_after_a_workers_death_all_is_available(driver):
+    d = driver(
+        PRELUDE
+        + WATCH
+        + """
+@skate.remote(max_retries=0)
+def die():
+    os._exit(1)
+for _ in range(3):
+    try:
+        skate.get(die.remote())
+    except skate.exceptions.WorkerCrashedError:
+        pass
+print("FREE", watch())
+"""
+    )
+    rc, out = d.finish()
+    assert rc == 0 and "FREE {4.0}" in out, out
+
+
+def test_after_a_nested_get_no_more_is_available_than_there_is(driver):
+    d = driver(
+        PRELUDE
+        + WATCH
+        + """
+child = skate.remote(lambda: time.sleep(0.3))
+parent = skate.remote(lambda: skate.get([child.remote() for _ in range(4)]) and None)
+skate.get(parent.remote())
+print("FREE", watch())
+"""
+    )
+    rc, out = d.finish()
+    assert rc == 0 and "FREE {4.0}" in out, out
