@@ -440,11 +440,12 @@ PyObject* py_flush_logs(PyObject*, PyObject* timeout) {
   bool failed;
   Clock::time_point until = deadline_of(timeout, &failed);
   if (failed) return nullptr;
+  bool whole = true;
   if (runtime != nullptr && !runtime->in_forked_child()) {
     WithoutGil released;
-    runtime->flush_logs(until);
+    whole = runtime->flush_logs(until);
   }
-  Py_RETURN_NONE;
+  return PyBool_FromLong(whole);
 }
 
 PyObject* py_next_log_batch(PyObject*, PyObject* args) {

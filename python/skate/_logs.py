@@ -2,7 +2,8 @@
 
 Each line is prefixed by who wrote it. A line that several workers write within a few seconds is shown
 once, and then how often it was repeated; one that only one worker writes is always shown. Above a rate,
-lines are left out here (the files have them), and a notice says how many.
+and when the end may wait no longer, lines are left out here (the files have them), and a notice says how
+many.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 _LINES_PER_SECOND_MAX = 10_000
 _PATTERNS_MAX = 10_000
+_BLOCKED_S_MAX = 5.0
 _COLORS = ("\033[36m", "\033[35m", "\033[32m", "\033[33m", "\033[34m")
 _RESET = "\033[0m"
 
@@ -115,7 +117,12 @@ class Printer:
         self,
         next_batch: Callable[[float | None], Any] | None = None,
         now: Callable[[], float] = time.monotonic,
+        logs_dir: str = "",
+        files_end_with_us: bool = False,
     ) -> None:
+        self._logs_dir = logs_dir
+        self._files_end_with_us = files_end_with_us
+        self._until: float | None = None
         self._next_batch = next_batch or _skate.next_log_batch
         self._now = now
         self._dedup: Deduplicator | None = None
@@ -133,9 +140,18 @@ class Printer:
     def start(self) -> None:
         self._thread.start()
 
-    def join(self) -> None:
-        """After the connection has ended."""
-        self._thread.join(timeout=5.0)
+    def end(self, until: float, flush: Callable[[], bool]) -> None:
+        """Waits till the last batch is printed. What is not by `until` is counted only.
+
+        `flush` ends the batches; it says whether nothing is missing. The connection ends after this.
+        """
+        self._until = until
+        is_whole = flush()
+        # One who does not read what we print keeps the end waiting for no longer than this.
+        self._thread.join(timeout=_BLOCKED_S_MAX)
+        if not is_whole:
+            text = "(skate) more worker output may be missing: the node did not send it in time\n"
+            _print(sys.stderr, text)
 
     def _run(self) -> None:
         while True:
@@ -155,6 +171,8 @@ class Printer:
 
     def take(self, batch: Iterable[tuple[int, str, bool, bytes | None, int]]) -> None:
         now = self._now()
+        if int(now) != self._second:
+            self._notice()
         for pid, name, is_err, raw, dropped in batch:
             self._left_out += dropped
             if raw is None:
@@ -178,7 +196,11 @@ class Printer:
             _print(stream, f"{prefix} {text}{tail}\n")
 
     def _within_rate(self) -> bool:
-        second = int(self._now())
+        now = self._now()
+        if self._until is not None and now >= self._until:
+            self._left_out += 1
+            return False
+        second = int(now)
         if second != self._second:
             self._notice()
             self._second, self._shown = second, 0
@@ -191,12 +213,12 @@ class Printer:
     def _notice(self) -> None:
         if self._left_out:
             count, self._left_out = self._left_out, 0
-            _print(
-                sys.stderr,
-                f"(skate) {count} lines of the workers were left out here, for there were too many at a "
-                "time; the "
-                "logs in the session directory have them\n",
+            lines = "1 line of worker output was" if count == 1 else f"{count} lines of worker output were"
+            at_end = self._until is not None and self._files_end_with_us
+            where = (
+                "their files end with the session" if at_end else f"the files in {self._logs_dir} have them"
             )
+            _print(sys.stderr, f"(skate) {lines} not shown, for there were too many at a time; {where}\n")
 
 
 def _is_terminal(stream: Any) -> bool:
@@ -216,7 +238,7 @@ def _print(stream: Any, text: str) -> None:
         return  # None under pythonw, a closed pipe or a closed file: nobody reads it
 
 
-def start_printer() -> Printer:
-    printer = Printer()
+def start_printer(logs_dir: str, files_end_with_us: bool) -> Printer:
+    printer = Printer(logs_dir=logs_dir, files_end_with_us=files_end_with_us)
     printer.start()
     return printer

@@ -11,6 +11,7 @@ import functools
 import json
 import os
 import sys
+import time
 import weakref
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -218,7 +219,7 @@ def init(
         }
     )
     try:
-        _after_connect(log_to_driver)
+        _after_connect(log_to_driver, result["session_dir"], is_ours=address in (None, "local"))
         _context = Context(result)
     except BaseException:
         shutdown()
@@ -226,13 +227,13 @@ def init(
     return _context
 
 
-def _after_connect(log_to_driver: bool) -> None:
+def _after_connect(log_to_driver: bool, session_dir: str, is_ours: bool) -> None:
     global _printer, _exit_hook_set, _pid
     _pid = os.getpid()
     if log_to_driver:
         from skate import _logs
 
-        _printer = _logs.start_printer()
+        _printer = _logs.start_printer(f"{session_dir}/logs", files_end_with_us=is_ours)
     if not _exit_hook_set:
         import atexit
 
@@ -433,15 +434,16 @@ def shutdown(*, wait_for_processes: bool = False) -> None:
         return  # a forked child: the connection is its parent's
     printer, _printer = _printer, None
     if _skate.is_connected() and not _skate.context()["is_worker"]:
-        if printer is not None:
-            _skate.flush_logs(_LAST_LINES_S)
-        _skate.disconnect()
+        try:
+            if printer is not None:
+                until = time.monotonic() + _LAST_LINES_S
+                printer.end(until, lambda: _skate.flush_logs(_LAST_LINES_S))
+        finally:
+            _skate.disconnect()
     with _bound_lock:
         for item in list(bound):
             item.unbind()
         bound.clear()
-    if printer is not None:
-        printer.join()
     _context = None
 
 

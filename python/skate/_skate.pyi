@@ -219,8 +219,9 @@ def context() -> Context:
 
 def current_actor() -> ActorCore | None: ...
 def is_cancelled() -> bool: ...
-def flush_logs(timeout: float | None) -> None:
-    """Waits until next_log_batch() has what the job's workers have printed up to now."""
+def flush_logs(timeout: float | None) -> bool:
+    """Ends next_log_batch(): it returns what the job's workers have printed up to now, then None. False: the
+    node did not send all of that within the timeout."""
 
 def next_log_batch(timeout: float | None) -> list[tuple[int, str, bool, bytes | None, int]] | None:
     """Lines of the job's workers: (pid, worker name, is stderr, line, lines that were dropped before it).

@@ -35,7 +35,13 @@ void LogForwarder::add(wire::LogLine line) {
 void LogForwarder::flush() {
   timer_.cancel();
   if (waiting_.lines.empty() && waiting_.dropped == 0) return;
-  send_(std::exchange(waiting_, {}));
+  wire::LogLines batch = std::exchange(waiting_, {});
+  if (send_(batch)) return;
+  batch.dropped += batch.lines.size();
+  batch.lines.clear();
+  if (send_(batch)) return;
+  waiting_.dropped = batch.dropped;
+  timer_.start_after(kBatch);
 }
 
 }  // namespace skate::node

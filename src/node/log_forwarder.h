@@ -1,4 +1,5 @@
-// Lines of a job's workers on their way to its driver: batched, and no more a second than the limit.
+// Lines of a job's workers on their way to its driver: batched, and no more a second than the limit. What is
+// not sent, over the limit or because the driver does not read, is counted, and the count sent.
 //
 // Home: the daemon's loop.
 #pragma once
@@ -12,7 +13,8 @@ namespace skate::node {
 
 class LogForwarder {
  public:
-  using Send = std::function<void(wire::LogLines)>;
+  /// False: there is no room for this now. Smaller batches may have some.
+  using Send = std::function<bool(const wire::LogLines&)>;
   LogForwarder(rt::Loop& loop, uint32_t lines_per_s_max, Send send);
 
   void add(wire::LogLine line);

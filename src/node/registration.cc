@@ -183,14 +183,16 @@ rt::Task<Result<ProcessNumber>> NodeDaemon::meet_driver(wire::Hello hello, PeerC
   if (!hello.language.empty()) job.language = hello.language;
   if (hello.log_to_driver) {
     job.logs = std::make_unique<LogForwarder>(
-        loop_, options_.log_lines_per_s_max, [this, number](wire::LogLines lines) {
-          constexpr size_t kBacklogMax =
-              4u << 20;  // a driver that does not read loses lines, not the node its memory
-          if (Process* driver = find(number);
-              driver && driver->link && driver->link->backlog_bytes() < kBacklogMax) {
-            tell(*driver, wire::MessageType::kLogLines, lines);
-            flush_rings();
-          }
+        loop_, options_.log_lines_per_s_max, [this, number](const wire::LogLines& lines) {
+          // A driver that does not read loses lines, not the node its memory; room for counts is left.
+          constexpr size_t kBacklogMax = 4u << 20, kCountsMax = 64u << 10;
+          Process* driver = find(number);
+          if (!driver || !driver->link) return true;  // nobody is there to miss them
+          if (driver->link->backlog_bytes() >= kBacklogMax + (lines.lines.empty() ? kCountsMax : 0))
+            return false;
+          tell(*driver, wire::MessageType::kLogLines, lines);
+          flush_rings();
+          return true;
         });
   }
   Process& process = *fresh;

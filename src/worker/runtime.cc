@@ -564,7 +564,7 @@ void Runtime::dispatch_daemon(uint16_t type, std::span<const uint8_t> body) {
       }
       return;
     case MessageType::kLogLines:
-      if (auto lines = wire::decode<wire::LogLines>(body)) {
+      if (auto lines = wire::decode<wire::LogLines>(body); lines && !logs_over_) {
         constexpr size_t kBatchesMax = 1024;
         if (logs_.size() < kBatchesMax)
           logs_.push_back(std::move(*lines));
@@ -855,12 +855,13 @@ Result<std::string> Runtime::control_call(wire::ControlMethod method, std::strin
 
 std::optional<wire::LogLines> Runtime::next_logs(Clock::time_point until) {
   std::unique_lock lock(mutex_);
+  auto ready = [&] { return !logs_.empty() || logs_over_ || stopping_.load(); };
   if (until == Clock::time_point::max())
-    logs_ready_.wait(lock, [&] { return !logs_.empty() || stopping_.load(); });
+    logs_ready_.wait(lock, ready);
   else
-    logs_ready_.wait_until(lock, until, [&] { return !logs_.empty() || stopping_.load(); });
+    logs_ready_.wait_until(lock, until, ready);
   if (logs_.empty()) {
-    if (stopping_.load()) return std::nullopt;
+    if (logs_over_ || stopping_.load()) return std::nullopt;
     return wire::LogLines{};
   }
   wire::LogLines lines = std::move(logs_.front());
@@ -868,13 +869,17 @@ std::optional<wire::LogLines> Runtime::next_logs(Clock::time_point until) {
   return lines;
 }
 
-void Runtime::flush_logs(Clock::time_point until) {
+bool Runtime::flush_logs(Clock::time_point until) {
   std::unique_lock lock(mutex_);
-  if (stopping_.load() || daemon_.state == Peer::State::kDead) return;
   logs_flushed_ = false;
-  send(&daemon_, static_cast<uint16_t>(MessageType::kFlushLogs), rpc::Urgency::kUrgent, {});
-  flush();
-  replies_.wait_until(lock, until, [&] { return logs_flushed_ || stopping_.load(); });
+  if (!stopping_.load() && daemon_.state != Peer::State::kDead) {
+    send(&daemon_, static_cast<uint16_t>(MessageType::kFlushLogs), rpc::Urgency::kUrgent, {});
+    flush();
+    replies_.wait_until(lock, until, [&] { return logs_flushed_ || stopping_.load(); });
+  }
+  logs_over_ = true;
+  logs_ready_.notify_all();
+  return logs_flushed_ || stopping_.load();  // the end of the daemon is told otherwise
 }
 
 std::optional<uint64_t> Runtime::next_callback() {

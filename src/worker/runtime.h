@@ -185,8 +185,9 @@ class Runtime final : private OwnershipEffects {
   /// `interrupted` is asked now and then; kCancelled once it says so.
   Result<std::string> control_call(wire::ControlMethod method, std::string body, Clock::time_point until,
                                    const std::function<bool()>& interrupted = {});
-  /// Returns when next_logs() has all that the job's workers have printed up to now, or at `until`.
-  void flush_logs(Clock::time_point until);
+  /// Ends next_logs(): it returns what the job's workers have printed up to now, then nothing. False: the
+  /// daemon did not send all of that by `until`.
+  bool flush_logs(Clock::time_point until);
   std::optional<wire::LogLines> next_logs(Clock::time_point until);
 
   // --- execution (workers) -------------------------------------------------------------------
@@ -422,6 +423,7 @@ class Runtime final : private OwnershipEffects {
   std::condition_variable callbacks_ready_;
   std::deque<wire::LogLines> logs_;
   bool logs_flushed_ = false;
+  bool logs_over_ = false;  ///< nobody wants those that come now
   std::condition_variable logs_ready_;
 
   std::map<std::string, std::deque<std::shared_ptr<IncomingTask>>> run_queues_;

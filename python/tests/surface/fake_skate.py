@@ -604,7 +604,6 @@ def disconnect():
 
     if _state["connected"]:
         shutil.rmtree(_state["session_dir"], ignore_errors=True)
-        _log_batches.put(None)
     _state["connected"] = False
     _names.clear()
 
@@ -624,7 +623,8 @@ _log_batches = queue.SimpleQueue()
 
 
 def flush_logs(timeout):
-    pass
+    _log_batches.put(None)
+    return True
 
 
 def next_log_batch(timeout):

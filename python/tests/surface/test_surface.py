@@ -4,6 +4,7 @@ import asyncio
 import io
 import os
 import pickle
+import queue
 import sys
 
 import cloudpickle
@@ -906,15 +907,42 @@ def test_printer(monkeypatch):
     batches = iter([[(7, "f", False, b"hello", 0), (7, "f", True, b"oh\xff", 0)], [], None])
     printer = Printer(lambda timeout: next(batches))
     printer.start()
-    printer.join()
+    printer.end(float("inf"), lambda: True)
     assert out.getvalue() == "(f pid=7) hello\n"
     assert err.getvalue() == "(f pid=7) oh\ufffd\n"
     flood = [(7, "f", False, b"x" * 3, 0)] * 10_500
-    time = iter([0.0] * 30_000)
-    printer = Printer(lambda timeout: None, now=lambda: next(time))
+    now = 0.0
+    printer = Printer(lambda timeout: None, now=lambda: now)
     printer.take(flood)
-    printer._notice()
-    assert "500 lines of the workers were left out" in err.getvalue()
+    assert "not shown" not in err.getvalue()
+    assert printer._wait_s() == 1.0
+    now = 1.0
+    printer.take([])
+    assert "500 lines of worker output were not shown" in err.getvalue()
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_printer_counts_what_comes_too_late(monkeypatch, ends):
+    from skate._logs import Printer
+
+    out, err = io.StringIO(), io.StringIO()
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", err)
+    batches = queue.SimpleQueue()
+    printer = Printer(lambda timeout: batches.get(), lambda: 2.0, "/there/logs", ends)
+    printer.start()
+
+    def flush():
+        batches.put([(7, "f", False, b"late", 2)] * 3)
+        batches.put(None)
+        return False
+
+    printer.end(1.0, flush)
+    assert out.getvalue() == ""
+    said, may_be_missing = err.getvalue().splitlines()
+    assert said.startswith("(skate) 9 lines of worker output were not shown")
+    assert ("/there/logs" in said) == (not ends)
+    assert "may be missing" in may_be_missing
 
 
 # --- placement groups and strategies ----------------------------------------------------------

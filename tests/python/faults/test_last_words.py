@@ -1,5 +1,7 @@
 """What workers print before their results are there is shown, however soon the driver ends after that."""
 
+import re
+
 import pytest
 
 TASK = """
@@ -94,3 +96,31 @@ def test_how_often_a_line_was_repeated_is_shown(driver):
     code, out = driver("import skate\nskate.init(num_cpus=1)\n" + SAME_LINE, env=window).finish()
     assert code == 0, out
     assert "last words [repeated 3x across cluster]" in out, out
+
+
+MANY = """
+import sys, skate
+skate.init(num_cpus=1)
+@skate.remote
+def many(count):
+    for i in range(count):
+        print("line", i)
+skate.get(many.remote({count}))
+"""
+
+
+@pytest.mark.parametrize("end", ["", "skate.shutdown()\n"], ids=["exit", "shutdown"])
+@pytest.mark.parametrize("count", [1000, 2300])
+def test_all_of_many_last_lines_are_shown(driver, count, end):
+    code, out = driver(MANY.replace("{count}", str(count)) + end).finish()
+    shown = [line.split(" line ")[1] for line in out.splitlines() if " line " in line]
+    assert code == 0 and shown == [str(i) for i in range(count)], out[-2000:]
+    assert "not shown" not in out, out[-2000:]
+
+
+def test_last_lines_beyond_the_rate_are_counted(driver):
+    count = 40_000
+    code, out = driver(MANY.replace("{count}", str(count))).finish()
+    shown = sum(" line " in line for line in out.splitlines())
+    left_out = sum(int(found) for found in re.findall(r"\(skate\) (\d+) lines? of worker output w", out))
+    assert code == 0 and shown + left_out == count, (shown, left_out, out[-2000:])
