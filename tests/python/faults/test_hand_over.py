@@ -140,15 +140,23 @@ def test_it_stays_for_a_task_of_its_own():
 
     @skate.remote(max_calls=1, num_cpus=0)
     def submit(gate):
-        return os.getpid(), [slow.remote(gate)]
+        return os.getpid(), [slow.remote(gate), skate.put("small")]
+
+    @skate.remote(num_cpus=0)
+    def read(refs):
+        return skate.get(refs)
 
     gate = Gate.remote()
-    pid, (result,) = skate.get(submit.remote(gate))
+    pid, (result, small) = skate.get(submit.remote(gate))
     worker = Process(pid)
     assert worker.fd is not None and not worker.has_ended(0)
+    assert skate.get(small) == "small"
     skate.get(gate.push.remote())
     assert worker.has_ended(60)
     assert skate.get(result) == "done"
+    assert skate.get(read.remote([small])) == ["small"], (
+        "what was read before its owner's end can be passed on"
+    )
 
 
 def test_many_small_values_are_handed_over_in_parts():
