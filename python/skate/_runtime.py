@@ -513,12 +513,8 @@ def wait(
     if timeout is not None and _is_negative(timeout):
         raise ValueError(f"timeout cannot be negative, but is {timeout}")
     try:
-        result = _skate.wait(waitables, num_returns, timeout, fetch_local)
-        if result is None:
-            ensure_connected()
-            result = _skate.wait(waitables, num_returns, timeout, fetch_local)
-            if result is None:
-                _require_connection()
+        while (result := _skate.wait(waitables, num_returns, timeout, fetch_local)) is None:
+            ensure_connected()  # there was no connection when it began
     except TypeError:
         # The native wait looks at all types before it waits, and knows lists of refs and plain ints only.
         if not isinstance(num_returns, int):
