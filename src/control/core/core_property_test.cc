@@ -432,11 +432,16 @@ TEST(Core, AGroupOfAJobThatHasEndedIsRefused) {
   info.version = "1.0";
   info.resources = {{"CPU", 4 * wire::kResourceUnit}};
   ASSERT_TRUE(call(wire::ControlMethod::kRegisterNode, info).ok());
-  wire::RegisterJob job{.key = 1, .driver = {WorkerId::random(), node}};
+  wire::RegisterJob job;
+  job.key = 1;
+  job.driver = {WorkerId::random(), node};
   Result<std::string> registered = call(wire::ControlMethod::kRegisterJob, job);
   ASSERT_TRUE(registered.ok());
   const JobId id = wire::decode<wire::RegisterJobReply>(std::string_view(*registered))->job;
-  wire::PlacementGroupRequest group{.key = 2, .group = PlacementGroupId::random(), .strategy = "PACK"};
+  wire::PlacementGroupRequest group;
+  group.key = 2;
+  group.group = PlacementGroupId::random();
+  group.strategy = "PACK";
   group.bundles = {{{"CPU", wire::kResourceUnit}}};
   group.job = id;
   ASSERT_TRUE(call(wire::ControlMethod::kCreatePlacementGroup, group).ok());
