@@ -1,6 +1,7 @@
 #include "bin/control_main.h"
 
 #define FMT_HEADER_ONLY
+#include <signal.h>
 #include <spdlog/sinks/rotating_file_sink.h>
 #include <spdlog/spdlog.h>
 #include <sys/stat.h>
@@ -27,7 +28,7 @@ Result<void> make_directory(const std::string& path) {
 }
 
 /// Removes the directory of a private session when the service has ended. After a failed start it only does
-/// so if nobody is left to read there why.
+/// so if nobody is left to read there why: a pipe of who started it closes a moment before his process ends.
 struct SessionDirectory {
   std::string path;  ///< empty: it stays
   int watch_pid;
@@ -78,6 +79,7 @@ int control_main(int argc, char** argv) {
     std::fprintf(stderr, "skated control: %s\n", error.message.c_str());
     return 1;
   };
+  ::signal(SIGPIPE, SIG_IGN);  // who reads the address may die meanwhile: then there is to clean up
   SessionDirectory directory{is_private ? session_dir : "", watch_pid};
   for (const std::string& path : {session_dir, session_dir + "/logs"}) {
     if (Result<void> made = make_directory(path); !made) return fail(made.error());
@@ -114,6 +116,7 @@ int control_main(int argc, char** argv) {
   control::ControlServer server(std::move(options));
   Result<void> ended = server.run();
   if (!ended) {
+    directory.served = ended.error().code == ErrorCode::kUnavailable;
     logger->error("{}", ended.error().message);
     return fail(ended.error());
   }

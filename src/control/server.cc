@@ -223,6 +223,7 @@ Result<void> tell_ready(int fd, const std::string& address) {
   size_t done = 0;
   while (done < line.size()) {
     const ssize_t sent = ::write(fd, line.data() + done, line.size() - done);
+    if (sent < 0 && errno == EPIPE) return Error{ErrorCode::kUnavailable, "who started it has gone"};
     if (sent < 0 && errno != EINTR) return errno_error("cannot tell the address");
     if (sent > 0) done += static_cast<size_t>(sent);
   }

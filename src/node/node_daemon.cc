@@ -76,6 +76,8 @@ Result<void> NodeDaemon::start() {
   // Orphans of workers, and workers whose fork server has died, become our children.
   if (::prctl(PR_SET_CHILD_SUBREAPER, 1) != 0) return errno_error("cannot become the subreaper");
   signals_ = std::make_unique<rt::SignalSet>(std::initializer_list<int>{SIGCHLD, SIGTERM, SIGINT, SIGHUP});
+  // Before anything is made: the session of a driver that was killed may be gone, and the key with it.
+  SKATE_TRY_ASSIGN(rpc::ClusterKey key, rpc::ClusterKey::read_file(options_.key_file));
   for (const std::string& directory : {options_.session_dir, options_.session_dir + "/logs"})
     if (::mkdir(directory.c_str(), 0700) != 0 && errno != EEXIST)
       return errno_error("cannot create " + directory);
@@ -114,7 +116,6 @@ Result<void> NodeDaemon::start() {
       statuses_, std::move(events));
   if (Result<void> started = fork_server_->start(); !started) warn(started.error().message);
 
-  SKATE_TRY_ASSIGN(rpc::ClusterKey key, rpc::ClusterKey::read_file(options_.key_file));
   network_ = rt::make_network(loop_);
   rpc::ClientOptions client{
       .address = options_.control_address,
