@@ -539,6 +539,7 @@ void Runtime::dispatch_daemon(uint16_t type, std::span<const uint8_t> body) {
       }
       return;
     case MessageType::kExit:
+      if (!is_worker_) return;  // a driver's end is the program's: it hears the daemon hang up
       if (auto exit = wire::decode<wire::Exit>(body)) {
         if (exit->force) _exit(exit->reason.exit_code);
         asked_to_leave(*exit);

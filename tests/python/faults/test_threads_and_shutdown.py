@@ -1,10 +1,12 @@
 """Threads that are inside of calls, or begin some, while another one connects or shuts down."""
 
 import json
+import os
+import signal
 import time
 
 import pytest
-from os_facts import eventually, thread_sleeps
+from os_facts import command_of, eventually, thread_sleeps
 
 PRELUDE = """
 import asyncio, json, os, sys, threading
@@ -249,4 +251,32 @@ def test_calls_while_another_thread_connects_and_shuts_down(driver, names):
     assert int(descriptors) < 20, "ended connections hold descriptors"
     assert eventually(lambda: d.processes() == [d.pid])
     d.tell()
+    assert d.finish()[0] == 0
+
+
+def test_a_daemon_that_stops_does_not_end_the_driver(driver):
+    """As a shutdown stops it while threads still read what it sends."""
+    d = driver(
+        PRELUDE
+        + """
+skate.init(num_cpus=1, log_to_driver=False)
+
+@skate.remote(num_cpus=0)
+class Never:
+    async def wait(self):
+        await asyncio.Event().wait()
+
+ref = Never.remote().wait.remote()
+print("READY")
+try:
+    skate.get(ref)
+except skate.exceptions.SkateError as error:
+    print("TOLD", type(error).__name__)
+"""
+    )
+    d.until("READY")
+    assert eventually(lambda: thread_sleeps(d.pid) and (time.sleep(0.2), thread_sleeps(d.pid))[1])
+    (node,) = [p for p in d.processes() if command_of(p)[1:2] == ["node"]]
+    os.kill(node, signal.SIGTERM)
+    assert d.until("TOLD ") in ("NodeDiedError", "ActorDiedError")
     assert d.finish()[0] == 0
