@@ -89,16 +89,22 @@ class Call {
   Connection* connection_;
 };
 
-/// Enters the connection; null with RuntimeError set if there is none (or in a forked child).
-Call enter();
+extern Connection* current_connection;  ///< owned, until it is ended
 /// As enter(), but null without an error if there is none.
 Call enter_if_connected();
 /// The runtime for what neither lets the GIL go nor runs Python; null with RuntimeError set.
 Runtime* require_runtime();
-Runtime* runtime_or_null();
+inline Runtime* runtime_or_null() {
+  return current_connection == nullptr ? nullptr : current_connection->runtime.get();
+}
+/// Enters the connection; null with RuntimeError set if there is none (or in a forked child).
+inline Call enter() { return Call(require_runtime() == nullptr ? nullptr : current_connection); }
 /// False with an error set if the connection that a call is inside of has been shut down meanwhile: what it
 /// holds is then no longer of use to anyone.
-bool still_connected(const Runtime& runtime);
+bool raise_shut_down();
+inline bool still_connected(const Runtime& runtime) {
+  return runtime_or_null() == &runtime || raise_shut_down();
+}
 /// The exception for a call that waits on a runtime that has stopped. Returns null.
 PyObject* raise_ended(Runtime& runtime);
 uint64_t connection_epoch();

@@ -14,7 +14,6 @@ namespace skate::bindings {
 
 namespace {
 
-Connection* current = nullptr;  // owned, until it is ended
 uint64_t epoch = 0;
 std::string job_runtime_env;
 
@@ -99,34 +98,32 @@ void begin_epoch() {
 }  // namespace
 
 WaitPass wait_pass{0, 0};
+Connection* current_connection = nullptr;
 
-Runtime* runtime_or_null() { return current == nullptr ? nullptr : current->runtime.get(); }
 uint64_t connection_epoch() { return epoch; }
 const std::string& default_runtime_env() { return job_runtime_env; }
 
 Runtime* require_runtime() {
-  if (current == nullptr) {
+  if (current_connection == nullptr) {
     PyErr_SetString(PyExc_RuntimeError,
                     "this process is not connected to a cluster: call skate.init() first");
     return nullptr;
   }
-  if (current->runtime->in_forked_child()) {
+  if (current_connection->runtime->in_forked_child()) {
     PyErr_SetString(PyExc_RuntimeError, kForkedText);
     return nullptr;
   }
-  return current->runtime.get();
+  return current_connection->runtime.get();
 }
 
-Call enter() { return Call(require_runtime() == nullptr ? nullptr : current); }
-Call enter_if_connected() { return Call(current); }
+Call enter_if_connected() { return Call(current_connection); }
 
 void Call::forget(Connection* connection) {
   if (connection->runtime->in_forked_child()) return;  // the parent's: its memory is partly not ours
   delete connection;
 }
 
-bool still_connected(const Runtime& runtime) {
-  if (runtime_or_null() == &runtime) return true;
+bool raise_shut_down() {
   raise_system_error("shut_down", {});
   return false;
 }
@@ -150,7 +147,7 @@ void set_job_json(const std::string& job_json) {
 }
 
 bool adopt_connection(std::unique_ptr<Connection> connection) {
-  if (current != nullptr) {
+  if (current_connection != nullptr) {
     PyErr_SetString(PyExc_RuntimeError, "this process is connected already");
     return false;
   }
@@ -160,7 +157,7 @@ bool adopt_connection(std::unique_ptr<Connection> connection) {
   if (config.is_object() && config.contains("inline_limit_bytes") &&
       config["inline_limit_bytes"].is_number_unsigned())
     runtime.set_inline_limit(config["inline_limit_bytes"].get<uint64_t>());
-  current = connection.release();
+  current_connection = connection.release();
   return true;
 }
 
@@ -184,9 +181,10 @@ void set_error(Runtime& runtime, const Error& error) {
 
 PyObject* py_connect(PyObject*, PyObject* config) {
   if (!PyDict_Check(config)) return PyErr_Format(PyExc_TypeError, "connect takes a dict");
-  if (current != nullptr && current->runtime->in_forked_child())
+  if (current_connection != nullptr && current_connection->runtime->in_forked_child())
     return PyErr_Format(PyExc_RuntimeError, kForkedText);
-  if (current != nullptr) return PyErr_Format(PyExc_RuntimeError, "this process is connected already");
+  if (current_connection != nullptr)
+    return PyErr_Format(PyExc_RuntimeError, "this process is connected already");
   std::string address = text_of(config, "address");
   std::string socket_path;
   auto connection = std::make_unique<Connection>();
@@ -271,7 +269,7 @@ PyObject* py_connect(PyObject*, PyObject* config) {
   connection->runtime = std::move(*connected);
   if (!adopt_connection(std::move(connection))) return nullptr;
   set_job_json(options.hello.job_json);
-  const wire::Welcome& welcome = current->runtime->welcome();
+  const wire::Welcome& welcome = current_connection->runtime->welcome();
   std::string session_name = welcome.session_dir.substr(welcome.session_dir.rfind('/') + 1);
   return Py_BuildValue("{s:s,s:s,s:s,s:N,s:N,s:s,s:s,s:K,s:s}", "node_id", welcome.node.hex().c_str(),
                        "session_dir", welcome.session_dir.c_str(), "session_name", session_name.c_str(),
@@ -283,10 +281,10 @@ PyObject* py_connect(PyObject*, PyObject* config) {
 }
 
 PyObject* py_disconnect(PyObject*, PyObject*) {
-  if (current == nullptr || current->runtime->in_forked_child()) Py_RETURN_NONE;
+  if (current_connection == nullptr || current_connection->runtime->in_forked_child()) Py_RETURN_NONE;
   Call last = enter_if_connected();
   last.connection()->ended = true;
-  current = nullptr;
+  current_connection = nullptr;
   begin_epoch();
   job_runtime_env.clear();
   {
@@ -297,10 +295,10 @@ PyObject* py_disconnect(PyObject*, PyObject*) {
   Py_RETURN_NONE;
 }
 
-PyObject* py_is_connected(PyObject*, PyObject*) { return PyBool_FromLong(current != nullptr); }
+PyObject* py_is_connected(PyObject*, PyObject*) { return PyBool_FromLong(current_connection != nullptr); }
 
 PyObject* py_in_forked_child(PyObject*, PyObject*) {
-  return PyBool_FromLong(current != nullptr && current->runtime->in_forked_child());
+  return PyBool_FromLong(current_connection != nullptr && current_connection->runtime->in_forked_child());
 }
 
 namespace {
