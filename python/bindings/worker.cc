@@ -88,10 +88,6 @@ std::string display_name(const IncomingTask& task) {
 
 // --- results ---------------------------------------------------------------------------------
 
-ObjectId result_id(const IncomingTask& task, uint32_t index) {
-  return ObjectId::of(task.header.task, index + 1);
-}
-
 /// Takes the pending Python exception, normalised and with its traceback.
 Object take_exception() {
   PyObject *type, *value, *traceback;
@@ -200,7 +196,7 @@ void finish_with_error(Runtime& runtime, const TaskPtr& task, PyObject* callable
 bool encode_results(Runtime& runtime, IncomingTask& task, PyObject* value, std::vector<OutgoingValue>& out) {
   uint32_t wanted = task.header.num_returns;
   if (wanted == 1) {
-    ObjectId id = result_id(task, 0);
+    ObjectId id = wire::result_id(task.header.task, 0);
     out.resize(1);
     return to_blob(runtime, value, out[0], &id);
   }
@@ -224,11 +220,11 @@ bool encode_results(Runtime& runtime, IncomingTask& task, PyObject* value, std::
   }
   out.resize(wanted);
   for (uint32_t i = 0; i < wanted; ++i) {
-    ObjectId id = result_id(task, i);
+    ObjectId id = wire::result_id(task.header.task, i);
     if (!to_blob(runtime, PySequence_Fast_GET_ITEM(items.get(), i), out[i], &id)) {
       for (uint32_t done = 0; done < i; ++done) {
         runtime.unpin_all(out[done].contained);
-        if (!out[done].inline_value) runtime.store().erase(result_id(task, done));
+        if (!out[done].inline_value) runtime.store().erase(wire::result_id(task.header.task, done));
       }
       out.clear();
       return false;
@@ -280,7 +276,7 @@ PyObject* dynamic_value(Runtime& runtime, const TaskPtr& task) {
   if (!refs) return nullptr;
   std::vector<wire::ObjectRecord> records;
   for (uint64_t i = 0; i < task->stream_items; ++i)
-    records.push_back({ObjectId::of(task->header.task, static_cast<uint32_t>(i + 2)), task->from->address});
+    records.push_back({wire::item_id(task->header.task, i), task->from->address});
   for (Entry* entry : runtime.adopt_refs(records, nullptr, task.get())) {
     Object ref(new_ref(runtime, entry));
     if (!ref || PyList_Append(refs.get(), ref.get()) != 0) return nullptr;
@@ -439,7 +435,7 @@ void run_task(Runtime& runtime, const TaskPtr& task) {
       ok = ok && value;
       if (ok) {
         results.resize(1);
-        ObjectId id = result_id(*task, 0);
+        ObjectId id = wire::result_id(task->header.task, 0);
         ok = to_blob(runtime, value.get(), results[0], &id);
       }
     } else if (ok) {
@@ -638,7 +634,7 @@ PyObject* async_reply(PyObject* object, PyObject* args) {
     Object last(task->header.mode == wire::ReturnMode::kDynamic ? dynamic_value(*runtime, task)
                                                                 : Py_NewRef(Py_None));
     results.resize(1);
-    ObjectId id = result_id(*task, 0);
+    ObjectId id = wire::result_id(task->header.task, 0);
     ok = last && to_blob(*runtime, last.get(), results[0], &id);
   }
   if (ok) {

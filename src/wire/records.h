@@ -46,6 +46,12 @@ struct DefineFunction {
 
 inline constexpr uint32_t kNoClaim = 0xFFFFFFFF;
 
+/// The objects of a task: its results, and the items that it yields, of which the result comes first.
+inline ObjectId result_id(const TaskId& task, uint64_t index) {
+  return ObjectId::of(task, static_cast<uint32_t>(index + 1));
+}
+inline ObjectId item_id(const TaskId& task, uint64_t index) { return result_id(task, index + 1); }
+
 /// In place of a number of items read: the consumer is gone, stop.
 inline constexpr uint64_t kStreamAbandoned = ~uint64_t{0};
 

@@ -311,8 +311,7 @@ void Runtime::answer(IncomingTask& task, wire::TaskStatus status, std::vector<Ou
   } else {
     for (size_t i = 0; i < results.size(); ++i) {
       for (Entry* entry : results[i].contained) objects_.unpin(entry);
-      if (!results[i].inline_value)
-        abandon_stored(ObjectId::of(task.header.task, static_cast<uint32_t>(i + 1)));
+      if (!results[i].inline_value) abandon_stored(wire::result_id(task.header.task, i));
     }
   }
   if (out.capacity() > size_t{1} << 20) out.shrink_to_fit();
@@ -338,7 +337,7 @@ void Runtime::finish_actor_creation(const std::shared_ptr<IncomingTask>& task, b
 }
 
 ObjectId Runtime::item_id(const IncomingTask& task) const {
-  return ObjectId::of(task.header.task, static_cast<uint32_t>(task.stream_items + 2));
+  return wire::item_id(task.header.task, task.stream_items);
 }
 
 bool Runtime::may_send_item(const IncomingTask& task) const {

@@ -97,7 +97,7 @@ Runtime::Submitted Runtime::make_returns(TaskRecord* task) {
   const TaskSpec& s = *task->spec;
   uint32_t returns = s.mode == wire::ReturnMode::kStatic ? s.num_returns : 1;
   for (uint32_t i = 0; i < returns; ++i) {
-    Entry* entry = objects_.create(ObjectId::of(task->id, i + 1));
+    Entry* entry = objects_.create(wire::result_id(task->id, i));
     entry->task = task;
     entry->handles.store(1, std::memory_order_relaxed);
     task->returns.push_back(entry);
@@ -501,7 +501,7 @@ void Runtime::complete(TaskRecord* task, Peer* from, const wire::TaskDone& done,
                          result->header.is_error != 0 && !task->stream->ended;
     if (is_item) end_stream(task, task->stream->arrived, Blob::copy(result->value));
     if (entry == nullptr && result->header.kind == wire::ResultKind::kStored)
-      store_->erase(ObjectId::of(task->id, i + 1));
+      store_->erase(wire::result_id(task->id, i));
     accept_result(entry, *result, from, foreign);
     if (is_item && !task->stream->abandoned && entry != nullptr && entry->contained)
       objects_.contain(task->stream->items.back(), *entry->contained);
@@ -556,9 +556,8 @@ void Runtime::fail_task(TaskRecord* task, BlobPtr error) {
 /// What an attempt stored before its worker died, and did not tell any more: nobody will ever name it, and
 /// the next attempt makes it again.
 void Runtime::erase_untold(const TaskRecord& task) {
-  for (size_t i = 0; i < task.returns.size(); ++i)
-    store_->erase(ObjectId::of(task.id, static_cast<uint32_t>(i + 1)));
-  if (task.stream) store_->erase(ObjectId::of(task.id, static_cast<uint32_t>(task.stream->arrived + 2)));
+  for (size_t i = 0; i < task.returns.size(); ++i) store_->erase(wire::result_id(task.id, i));
+  if (task.stream) store_->erase(wire::item_id(task.id, task.stream->arrived));
 }
 
 /// The worker died under it. What was not begun costs no retry.
@@ -590,7 +589,7 @@ void Runtime::stream_item(Peer* from, std::span<const uint8_t> body) {
   if (!result || task == nullptr || task->worker != from || !task->stream) return;
   Stream& stream = *task->stream;
   std::vector<Entry*> foreign;
-  ObjectId id = ObjectId::of(task->id, static_cast<uint32_t>(item.index + 2));
+  ObjectId id = wire::item_id(task->id, item.index);
   if (item.index < stream.arrived || stream.ended || stream.abandoned) {
     // Made again by a retry, or not wanted any more.
     if (result->header.kind == wire::ResultKind::kStored && stream.abandoned) store_->erase(id);
@@ -615,7 +614,7 @@ void Runtime::end_stream(TaskRecord* task, uint64_t total, BlobPtr error) {
   Stream& stream = *task->stream;
   if (stream.ended) return;
   if (error && !stream.abandoned) {
-    Entry* entry = objects_.create(ObjectId::of(task->id, static_cast<uint32_t>(stream.arrived + 2)));
+    Entry* entry = objects_.create(wire::item_id(task->id, stream.arrived));
     objects_.pin(entry);
     stream.items.push_back(entry);
     ++stream.arrived;
