@@ -176,18 +176,15 @@ Result<wire::RegisterNodeReply> ControlCore::register_node(const wire::RegisterN
 
 Result<wire::RegisterActorReply> ControlCore::register_actor(const wire::RegisterActor& request,
                                                              Outbox& out) {
-  const JobRecord* job = jobs_.find(request.job);
   // A job that has ended goes on in its detached actors, and in no other way.
-  const bool ended = job != nullptr && job->ended_ms != 0;
-  if (ended && !actors_.is_living_actor(request.owner.worker))
+  if (jobs_.has_ended(request.job) && !actors_.is_living_actor(request.owner.worker))
     return Error{ErrorCode::kNotFound, "the job of the new actor has ended"};
   return actors_.add(request, out);
 }
 
 Result<wire::PlacementGroupReply> ControlCore::create_group(const wire::PlacementGroupRequest& request,
                                                             Outbox& out) {
-  const JobRecord* job = jobs_.find(request.job);
-  const bool ended = job != nullptr && job->ended_ms != 0;
+  const bool ended = jobs_.has_ended(request.job);
   if (ended && !groups_.all().contains(request.group) && !actors_.is_living_actor(request.creator))
     return Error{ErrorCode::kNotFound, "the job of the new placement group has ended"};
   return groups_.create(request, ended, out);

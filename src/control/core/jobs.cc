@@ -62,6 +62,11 @@ const JobRecord* JobTable::find(const JobId& job) const {
   return found == jobs_.end() ? nullptr : &found->second;
 }
 
+bool JobTable::has_ended(const JobId& job) const {
+  const JobRecord* record = find(job);
+  return record != nullptr && record->ended_ms != 0;
+}
+
 std::vector<JobId> JobTable::running_on(const NodeId& node) const {
   std::vector<JobId> out;
   for (const auto& [id, job] : jobs_) {

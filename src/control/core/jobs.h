@@ -28,6 +28,7 @@ class JobTable {
   /// False when it is not known, or has ended before.
   bool finish(const JobId& job, bool failed, int64_t unix_time_ms, Outbox& out);
   const JobRecord* find(const JobId& job) const;
+  bool has_ended(const JobId& job) const;
   const std::map<JobId, JobRecord>& all() const { return jobs_; }
   std::vector<JobId> running_on(const NodeId& node) const;
 
