@@ -13,11 +13,18 @@
 #include <functional>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "base/ids.h"
 #include "rpc/client.h"
 
 namespace skate::rpc {
+
+struct RecordBatch {
+  NodeId from;
+  uint64_t number{};
+  std::vector<std::string> records;
+};
 
 struct OutboxOptions {
   ClientOptions client;                  ///< to the other daemon's server
@@ -54,8 +61,8 @@ class Outbox {
 
   OutboxOptions options_;
   Client client_;
-  std::string batch_;  ///< open; empty or begins with its header
-  uint64_t next_number_ = 1;
+  RecordBatch batch_;  ///< open; with the number of the last one that was closed
+  size_t batch_bytes_ = 0;
   size_t untaken_bytes_ = 0;
   bool was_full_ = false;
   bool refused_ = false;
@@ -71,11 +78,12 @@ class Inbox {
 
   /// The body of a call: delivers the records of a batch that is new, and is the answer. kCorrupt: no batch,
   /// or not the next one; nothing was delivered.
-  Result<std::string> take(std::string_view batch);
+  Result<std::string> take(std::string_view bytes);
   /// The other daemon is gone; what it sent and comes late is refused.
   void forget(const NodeId& from);
 
  private:
+  static constexpr uint64_t kGone = ~uint64_t{0};
   Deliver deliver_;
   boost::unordered_flat_map<NodeId, uint64_t, IdHash<NodeId>>
       taken_;  ///< the last number; kGone when forgotten

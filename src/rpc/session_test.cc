@@ -6,6 +6,7 @@
 #include "rpc/server.h"
 #include "rt/sim_network.h"
 #include "rt/sleep.h"
+#include "wire/archive.h"
 
 namespace skate::rpc {
 namespace {
@@ -50,15 +51,8 @@ OutboxOptions outbox_options(uint8_t from) {
           .from = node(from)};
 }
 
-std::string batch(uint8_t from, uint64_t number, std::initializer_list<std::string_view> records) {
-  std::string out(reinterpret_cast<const char*>(node(from).data()), NodeId::kSize);
-  out.append(reinterpret_cast<const char*>(&number), sizeof number);
-  for (const std::string_view record : records) {
-    const auto bytes = static_cast<uint32_t>(record.size());
-    out.append(reinterpret_cast<const char*>(&bytes), sizeof bytes);
-    out.append(record);
-  }
-  return out;
+std::string batch(uint8_t from, uint64_t number, std::vector<std::string> records) {
+  return wire::encode(RecordBatch{node(from), number, std::move(records)});
 }
 
 TEST(Session, RecordsOfSeveralSendersArriveInOrder) {
