@@ -81,8 +81,8 @@ class NodeDaemon : private AdoptionEffects {
   WorkerSetup setup_of(const Process& process) const;
   void worker_start_failed(ProcessNumber number, const std::string& why);
   rt::Task<void> start_deadline(ProcessNumber number);
-  void limit_setup(const Process& process);
-  rt::Task<void> setup_deadline(ProcessNumber number, int64_t limit_s, std::string hook);
+  void limit_setup(Process& process);
+  void setup_hangs(Process& process, int64_t limit_s, const std::string& hook);
   rt::Task<void> watch_process(ProcessNumber number);
   rt::Task<void> end_process(ProcessNumber number);
   wire::Death cause_of(Process& process, std::optional<ExitStatus> status);

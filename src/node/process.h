@@ -10,6 +10,7 @@
 #include "node/worker_log.h"
 #include "rpc/link.h"
 #include "rt/fd.h"
+#include "rt/loop.h"
 #include "wire/node_messages.h"
 
 namespace skate::node {
@@ -42,6 +43,7 @@ struct Process {
   bool log_to_driver{};
   std::unique_ptr<WorkerLog> log;
   std::pair<UniqueFd, UniqueFd> stdio;       ///< the worker's ends, until it runs
+  std::unique_ptr<rt::Timer> setup_limit;    ///< of its set-up hook, until it is ready
   std::optional<wire::Death> cause;          ///< known before its end: who ended it, and why
   bool declined_exit{};                      ///< since it was last asked
   std::vector<ProcessNumber> refused_later;  ///< asked for a link while it was ending

@@ -217,7 +217,7 @@ rt::Task<void> NodeDaemon::start_deadline(ProcessNumber number) {
 }
 
 /// A hook of the user's runs between registration and WorkerReady.
-void NodeDaemon::limit_setup(const Process& process) {
+void NodeDaemon::limit_setup(Process& process) {
   nlohmann::json environment = object_of(process.pool.runtime_env);
   auto hook = environment.find("worker_process_setup_hook");
   if (hook == environment.end()) return;
@@ -227,21 +227,22 @@ void NodeDaemon::limit_setup(const Process& process) {
         given != config->end() && given->is_number_integer())
       limit_s = given->get<int64_t>();
   if (limit_s < 0) return;
+  limit_s = std::min(limit_s, kSetupTimeoutMaxS);
   std::string name = hook->is_string() ? hook->get<std::string>() : string_in(*hook, "name");
-  tasks_.spawn(setup_deadline(process.number, std::min(limit_s, kSetupTimeoutMaxS), std::move(name)));
+  process.setup_limit = std::make_unique<rt::Timer>(
+      loop_, [this, &process, limit_s, name = std::move(name)] { setup_hangs(process, limit_s, name); });
+  process.setup_limit->start_after(std::chrono::seconds(limit_s));
 }
 
-rt::Task<void> NodeDaemon::setup_deadline(ProcessNumber number, int64_t limit_s, std::string hook) {
-  co_await rt::sleep_for(std::chrono::seconds(limit_s));
-  Process* process = find(number);
-  if (process == nullptr || process->ready || process->ending || process->cause) co_return;
-  scheduler_.worker_hung(number);
-  kill(*process, death_of(wire::DeathKind::kEnvironment,
-                          "the worker_process_setup_hook '" + hook + "' did not return within " +
-                              std::to_string(limit_s) +
-                              " s. Make it return sooner, or give it more time by "
-                              "runtime_env={'config': {'setup_timeout_seconds': ...}} (-1: without limit).",
-                          process->pid));
+void NodeDaemon::setup_hangs(Process& process, int64_t limit_s, const std::string& hook) {
+  if (process.ending || process.cause) return;
+  scheduler_.worker_hung(process.number);
+  kill(process, death_of(wire::DeathKind::kEnvironment,
+                         "the worker_process_setup_hook '" + hook + "' did not return within " +
+                             std::to_string(limit_s) +
+                             " s. Make it return sooner, or give it more time by "
+                             "runtime_env={'config': {'setup_timeout_seconds': ...}} (-1: without limit).",
+                         process.pid));
 }
 
 rt::Task<void> NodeDaemon::watch_process(ProcessNumber number) {
@@ -311,6 +312,7 @@ wire::Death NodeDaemon::cause_of(Process& process, std::optional<ExitStatus> sta
 /// The worker's set-up is over. What it raised makes its start a failed one, and ends the worker.
 void NodeDaemon::worker_ready(Process& process, const wire::WorkerReady& message) {
   if (process.kind != wire::ProcessKind::kWorker || process.ready || process.cause) return;
+  process.setup_limit.reset();
   if (message.failure.empty()) {
     process.ready = true;
     scheduler_.worker_ready(process.number, now_us());
