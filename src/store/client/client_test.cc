@@ -282,13 +282,22 @@ TEST(Client, ThreadsOfOneClientShareIt) {
   EXPECT_EQ(arena->stats().objects, 0u);
 }
 
-TEST(Client, WhatAChildHoldsOutlivesTheParentsViewsAndIsFreedAfterIt) {
-  auto arena = make_arena();
+/// A client that reads object 1 when it forks.
+class ForkedClient : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    ASSERT_TRUE(put(client, id_of(1), 100'000).ok());
+    view = client.get(id_of(1));
+    ASSERT_TRUE(view.has_value());
+    data = view->data();
+  }
+  std::unique_ptr<Arena> arena = make_arena();
   Client client = attach(*arena);
-  ASSERT_TRUE(put(client, id_of(1), 100'000).ok());
-  std::optional<View> view = client.get(id_of(1));
-  ASSERT_TRUE(view.has_value());
-  const uint8_t* data = view->data();
+  std::optional<View> view;
+  const uint8_t* data = nullptr;
+};
+
+TEST_F(ForkedClient, WhatAChildHoldsOutlivesTheParentsViewsAndIsFreedAfterIt) {
   int go[2];
   ASSERT_EQ(::pipe(go), 0);
   const pid_t child = ::fork();
@@ -361,13 +370,7 @@ int descriptors() {
   return count;
 }
 
-TEST(Client, WhatManyChildrenReadNeedsNoDescriptors) {
-  auto arena = make_arena();
-  Client client = attach(*arena);
-  ASSERT_TRUE(put(client, id_of(1), 100'000).ok());
-  std::optional<View> view = client.get(id_of(1));
-  ASSERT_TRUE(view.has_value());
-  const uint8_t* data = view->data();
+TEST_F(ForkedClient, WhatManyChildrenReadNeedsNoDescriptors) {
   Children children;
   const int before = descriptors();
   for (int i = 0; i < 200; ++i) children.fork([&] { return holds(data, 100'000, id_of(1)); });
@@ -382,13 +385,7 @@ TEST(Client, WhatManyChildrenReadNeedsNoDescriptors) {
   EXPECT_SOUND(*arena, true);
 }
 
-TEST(Client, AChildThatClosesAllAndItsOwnChildKeepWhatTheyRead) {
-  auto arena = make_arena();
-  Client client = attach(*arena);
-  ASSERT_TRUE(put(client, id_of(1), 100'000).ok());
-  std::optional<View> view = client.get(id_of(1));
-  ASSERT_TRUE(view.has_value());
-  const uint8_t* data = view->data();
+TEST_F(ForkedClient, AChildThatClosesAllAndItsOwnChildKeepWhatTheyRead) {
   int go[2], result[2];
   ASSERT_EQ(::pipe2(go, O_CLOEXEC), 0);
   ASSERT_EQ(::pipe2(result, O_CLOEXEC), 0);
@@ -421,11 +418,7 @@ TEST(Client, AChildThatClosesAllAndItsOwnChildKeepWhatTheyRead) {
   EXPECT_EQ(arena->stats().objects, 1u);
 }
 
-TEST(Client, AChildThatExecutesAnotherProgramLetsGo) {
-  auto arena = make_arena();
-  Client client = attach(*arena);
-  ASSERT_TRUE(put(client, id_of(1), 100'000).ok());
-  std::optional<View> view = client.get(id_of(1));
+TEST_F(ForkedClient, AChildThatExecutesAnotherProgramLetsGo) {
   int go[2], said[2];
   ASSERT_EQ(::pipe(go), 0);
   ASSERT_EQ(::pipe(said), 0);
@@ -490,13 +483,7 @@ TEST(Client, AChildHoldsOnlyWhatItsParentHeldWhenItWasForked) {
   EXPECT_EQ(before->end(), 1);
 }
 
-TEST(Client, AForkWithoutADescriptorToSpareKeepsWhatItReadsForGood) {
-  auto arena = make_arena();
-  Client client = attach(*arena);
-  ASSERT_TRUE(put(client, id_of(1), 100'000).ok());
-  std::optional<View> view = client.get(id_of(1));
-  ASSERT_TRUE(view.has_value());
-  const uint8_t* data = view->data();
+TEST_F(ForkedClient, AForkWithoutADescriptorToSpareKeepsWhatItReadsForGood) {
   Children children;
   rlimit before{};
   ASSERT_EQ(::getrlimit(RLIMIT_NOFILE, &before), 0);
@@ -513,12 +500,7 @@ TEST(Client, AForkWithoutADescriptorToSpareKeepsWhatItReadsForGood) {
   EXPECT_EQ(arena->stats().objects, 2u);
 }
 
-TEST(Client, AForkedChildReadsButNeitherFreesNorWrites) {
-  auto arena = make_arena();
-  Client client = attach(*arena);
-  ASSERT_TRUE(put(client, id_of(1), 100'000).ok());
-  std::optional<View> view = client.get(id_of(1));
-  ASSERT_TRUE(view.has_value());
+TEST_F(ForkedClient, AForkedChildReadsButNeitherFreesNorWrites) {
   auto unsealed = client.create(id_of(2), 100);
   ASSERT_TRUE(unsealed.ok());
 

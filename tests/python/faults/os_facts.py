@@ -144,6 +144,15 @@ def thread_sleeps(pid, tid=None):
     return stat == "S"
 
 
+def stay_asleep(pid, tids=(None,)):
+    """Waits until these threads, or the main one, sleep in a call and go on sleeping; False if they do not."""
+
+    def asleep():
+        return all(thread_sleeps(pid, tid) for tid in tids)
+
+    return eventually(lambda: asleep() and (time.sleep(0.2), asleep())[1])
+
+
 class Driver:
     """A Skate program in a process of its own, in a session of its own, with lines as its events.
 

@@ -5,28 +5,20 @@ import signal
 import time
 
 import pytest
-from os_facts import eventually, thread_sleeps
+from os_facts import eventually, stay_asleep, thread_sleeps
+from programs import NEVER
 
-PRELUDE = """
+PRELUDE = (
+    """
 import asyncio, os, sys, time
 import numpy as np
 import skate
 import skate.util.queue
 
 skate.init(num_cpus=2, resources={{"widget": 1}}, object_store_memory=100 * 2**20, log_to_driver=False)
-
-@skate.remote(num_cpus=0)
-class Never:
-    async def wait(self):
-        await asyncio.Event().wait()
-
-    async def stream(self):
-        await asyncio.Event().wait()
-        yield 1
-
-    async def ok(self):
-        return "ok"
-
+"""
+    + NEVER
+    + """
 @skate.remote(num_cpus=0, resources={{"absent": 1}})
 class Unplaced:
     def ok(self):
@@ -47,6 +39,7 @@ except KeyboardInterrupt:
     print("INTERRUPTED", time.monotonic())
 print("AFTER", skate.get(never.ok.remote(), timeout=20))
 """
+)
 
 CALLS = {
     "get": ("", "skate.get(ref)"),
@@ -78,9 +71,7 @@ def test_ctrl_c(driver, prepare, call):
     d = driver(PRELUDE.format(prepare=prepare, call=call))
     d.until("READY")
     # Into the call: the main thread sleeps in it and goes on sleeping.
-    assert eventually(
-        lambda: thread_sleeps(d.pid) and (time.sleep(0.2), thread_sleeps(d.pid))[1], timeout_s=20
-    )
+    assert stay_asleep(d.pid)
     sent = time.monotonic()
     os.kill(d.pid, signal.SIGINT)
     interrupted = float(d.until("INTERRUPTED "))

@@ -3,10 +3,10 @@
 import json
 import os
 import signal
-import time
 
 import pytest
-from os_facts import command_of, eventually, thread_sleeps
+from os_facts import command_of, eventually, stay_asleep
+from programs import NEVER
 
 PRELUDE = """
 import asyncio, json, os, sys, threading
@@ -30,19 +30,9 @@ WAITS = (
     PRELUDE
     + """
 skate.init(num_cpus=2, log_to_driver=False)
-
-@skate.remote(num_cpus=0)
-class Never:
-    async def wait(self):
-        await asyncio.Event().wait()
-
-    async def stream(self):
-        await asyncio.Event().wait()
-        yield 1
-
-    async def ok(self):
-        return "ok"
-
+"""
+    + NEVER
+    + """
 @skate.remote(num_cpus=0)
 def take(value):
     return value
@@ -101,11 +91,7 @@ sys.stdin.readline()
 def test_calls_that_wait_are_told_of_the_shutdown(driver):
     d = driver(WAITS)
     tids = d.until("THREADS ").split()
-
-    def all_wait():
-        return all(thread_sleeps(d.pid, tid) for tid in tids)
-
-    assert eventually(lambda: all_wait() and (time.sleep(0.2), all_wait())[1])
+    assert stay_asleep(d.pid, tids)
     d.tell()
     outcomes = json.loads(d.until("OUTCOMES "))
     assert len(outcomes) == len(tids)
@@ -124,12 +110,9 @@ def test_an_event_loop_goes_on_after_a_shutdown(driver):
         PRELUDE
         + """
 skate.init(num_cpus=1, log_to_driver=False)
-
-@skate.remote
-class Never:
-    async def wait(self):
-        await asyncio.Event().wait()
-
+"""
+        + NEVER
+        + """
 async def main():
     waits = Never.remote().wait.remote().as_future()
     await asyncio.get_running_loop().run_in_executor(None, skate.shutdown)
@@ -260,12 +243,9 @@ def test_a_daemon_that_stops_does_not_end_the_driver(driver):
         PRELUDE
         + """
 skate.init(num_cpus=1, log_to_driver=False)
-
-@skate.remote(num_cpus=0)
-class Never:
-    async def wait(self):
-        await asyncio.Event().wait()
-
+"""
+        + NEVER
+        + """
 ref = Never.remote().wait.remote()
 print("READY")
 try:
@@ -275,7 +255,7 @@ except skate.exceptions.SkateError as error:
 """
     )
     d.until("READY")
-    assert eventually(lambda: thread_sleeps(d.pid) and (time.sleep(0.2), thread_sleeps(d.pid))[1])
+    assert stay_asleep(d.pid)
     (node,) = [p for p in d.processes() if command_of(p)[1:2] == ["node"]]
     os.kill(node, signal.SIGTERM)
     assert d.until("TOLD ") in ("NodeDiedError", "ActorDiedError")
