@@ -151,23 +151,27 @@ def init(
         if is_set:
             raise RuntimeError(f"init does not support {name}: {advice}")
     _check_working_directory()
+    system_config = kwargs.get("_system_config") or None
     private = _private_options(kwargs)
     if address is None:
         address = _config.env("ADDRESS") or None
     _check_address(address)
     if address not in (None, "local"):
-        sizes = {
+        settings = {
             "num_cpus": num_cpus,
             "num_gpus": num_gpus,
             "resources": resources,
             "labels": labels,
             "object_store_memory": object_store_memory,
             "_memory": private["memory"],
+            "_node_name": private["node_name"],
+            "object_spilling_directory": private["spill_dir"],
+            "_system_config": system_config,
         }
-        given = [name for name, value in sizes.items() if value is not None]
+        given = [name for name, value in settings.items() if value is not None]
         if given:
             raise ValueError(
-                f"the cluster at {address!r} has its sizes already: leave out {', '.join(given)}, or pass "
+                f"the cluster at {address!r} has its settings already: leave out {', '.join(given)}, or pass "
                 "address='local' to start a new one"
             )
     _check_sizes(num_cpus, num_gpus, resources, labels, object_store_memory, private["memory"])
