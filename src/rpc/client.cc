@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <vector>
 
-#include "rpc/handshake.h"
 #include "rt/sleep.h"
 
 namespace skate::rpc {
@@ -133,10 +132,14 @@ rt::Task<Result<void>> Client::run_connection() {
   Result<std::unique_ptr<rt::Stream>> stream =
       co_await rt::with_timeout(options_.handshake_timeout, network_.connect(options_.address));
   if (!stream) co_return stream.error();
-  Result<void> known = co_await rt::with_timeout(
-      options_.handshake_timeout, handshake_as_client(stream->get(), options_.key, options_.release));
+  const Follows follows = follows_at(options_.address, options_.tcp);
+  if (follows == Follows::kTls && options_.tls == nullptr) options_.tls = TlsContext::of_member(options_.key);
+  Membership me{options_.key, options_.release, follows, options_.tls};
+  rt::Task<Result<std::unique_ptr<rt::Stream>>> entering = enter(std::move(*stream), std::move(me));
+  Result<std::unique_ptr<rt::Stream>> known =
+      co_await rt::with_timeout(options_.handshake_timeout, std::move(entering));
   if (!known) co_return known.error();
-  connection_ = std::make_unique<Connection>(loop_, std::move(*stream), options_.limits);
+  connection_ = std::make_unique<Connection>(loop_, std::move(*known), options_.limits);
   rt::TaskGroup greeting(loop_);
   greeting.spawn(greet_and_open());
   while (true) {

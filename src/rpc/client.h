@@ -12,6 +12,7 @@
 #include <memory>
 #include <string>
 
+#include "rpc/admission.h"
 #include "rpc/connection.h"
 #include "rpc/key.h"
 
@@ -33,6 +34,9 @@ struct ClientOptions {
   std::string address;
   ClusterKey key;
   std::string release;
+  TcpSecurity tcp = TcpSecurity::kTls;
+  /// Shared with the daemon's other clients and servers; made of the key when it is needed and not there.
+  std::shared_ptr<TlsContext> tls{};
   ConnectionLimits limits{};
   rt::Duration handshake_timeout = std::chrono::seconds(5);
   rt::Duration backoff_min = std::chrono::milliseconds(5);

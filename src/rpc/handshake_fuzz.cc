@@ -2,7 +2,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "rpc/handshake.h"
+#include "rpc/join.h"
 #include "rt/sim_loop.h"
 #include "rt/task_group.h"
 
@@ -32,8 +32,12 @@ class Stranger final : public rt::Stream {
 
 rt::Task<void> meet(Stranger* stranger, bool* let_in) {
   Result<rpc::ClusterKey> key = rpc::ClusterKey::from_bytes("a key that the fuzzer never signs with");
+  rpc::Judge judge = [key = *key](const rpc::Greeting& opening) {
+    return opening.follows == rpc::Follows::kJoin ? rpc::judge_claim(key, opening.claim, 1'700'000'000)
+                                                  : rpc::Verdict{.key = key};
+  };
   std::string release = "1.0";
-  Result<void> known = co_await rpc::handshake_as_server(stranger, *key, release);
+  Result<rpc::Handshake> known = co_await rpc::handshake_as_server(stranger, release, std::move(judge));
   *let_in = known.ok();
 }
 

@@ -29,6 +29,8 @@ class ClusterKey {
 
   /// HMAC-SHA256 over the parts, one after the other.
   Digest sign(std::initializer_list<std::span<const uint8_t>> parts) const;
+  /// The key itself: only for who has proved that it may have it.
+  const std::string& secret() const { return bytes_; }
   friend bool operator==(const ClusterKey&, const ClusterKey&) = default;
 
  private:

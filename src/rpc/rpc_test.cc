@@ -1,4 +1,5 @@
-// Handshake, client, server and dedup over the simulated network, and once over real sockets.
+// Handshake, client, server and dedup over the simulated network, as from a Unix socket and as over TCP, and
+// once over real sockets.
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sys/stat.h>
@@ -56,18 +57,23 @@ class TestService final : public Service {
 };
 
 struct World {
-  explicit World(uint64_t seed)
-      : loop(seed), network(loop, {}), service(loop), server(loop, service, server_options()) {}
+  World(uint64_t seed, std::string server_address)
+      : address(std::move(server_address)),
+        loop(seed),
+        network(loop, {}),
+        service(loop),
+        server(loop, service, server_options()) {}
   ServerOptions server_options() {
     ServerOptions options{.key = test_key(), .release = "1.0"};
     options.log = [this](std::string line) { log.push_back(std::move(line)); };
     return options;
   }
   ClientOptions client_options() {
-    return ClientOptions{.address = "unix:server", .key = test_key(), .release = "1.0"};
+    return ClientOptions{.address = address, .key = test_key(), .release = "1.0"};
   }
-  void listen() { EXPECT_EQ(*server.listen(network, "unix:server"), "unix:server"); }
+  void listen() { EXPECT_EQ(*server.listen(network, address), address); }
 
+  std::string address;
   std::vector<std::string> log;
   rt::SimLoop loop;
   rt::SimNetwork network;
@@ -75,13 +81,19 @@ struct World {
   Server server;
 };
 
+/// By address kind: over TCP there is TLS.
+class Rpc : public testing::TestWithParam<const char*> {};
+INSTANTIATE_TEST_SUITE_P(Rpc, Rpc, testing::Values("unix:server", "tcp:server:1"), [](const auto& info) {
+  return std::string(info.param, info.param[0] == 'u' ? 4 : 3);
+});
+
 rt::Task<void> call_into(Client* client, uint16_t method, std::string body, CallOptions options,
                          std::optional<Result<std::string>>* out) {
   *out = co_await client->call(method, std::move(body), options);
 }
 
-TEST(Rpc, CallsErrorsAndNotifications) {
-  World world(1);
+TEST_P(Rpc, CallsErrorsAndNotifications) {
+  World world(1, GetParam());
   world.listen();
   std::vector<std::string> notes;
   ClientOptions options = world.client_options();
@@ -106,8 +118,8 @@ TEST(Rpc, CallsErrorsAndNotifications) {
   EXPECT_EQ(world.service.peers, 0);
 }
 
-TEST(Rpc, DeadlinesEndCallsOnBothSides) {
-  World world(2);
+TEST_P(Rpc, DeadlinesEndCallsOnBothSides) {
+  World world(2, GetParam());
   world.listen();
   Client client(world.loop, world.network, world.client_options());
   client.start();
@@ -120,8 +132,8 @@ TEST(Rpc, DeadlinesEndCallsOnBothSides) {
   EXPECT_EQ(client.calls_under_way(), 0u);
 }
 
-TEST(Rpc, WrongKeyIsRefusedBothWaysAndLoggedOnce) {
-  World world(3);
+TEST_P(Rpc, WrongKeyIsRefusedBothWaysAndLoggedOnce) {
+  World world(3, GetParam());
   world.listen();
   std::set<ErrorCode> reasons;
   ClientOptions options = world.client_options();
@@ -139,8 +151,8 @@ TEST(Rpc, WrongKeyIsRefusedBothWaysAndLoggedOnce) {
   EXPECT_EQ(world.service.peers, 0);
 }
 
-TEST(Rpc, AServerWithoutTheKeyLearnsNothing) {
-  World world(4);
+TEST_P(Rpc, AServerWithoutTheKeyLearnsNothing) {
+  World world(4, GetParam());
   world.listen();
   ClientOptions options = world.client_options();
   Client client(world.loop, world.network, std::move(options));
@@ -148,9 +160,9 @@ TEST(Rpc, AServerWithoutTheKeyLearnsNothing) {
   TestService service(world.loop);
   Server impostor(world.loop, service,
                   ServerOptions{.key = test_key("what an impostor made up"), .release = "1.0"});
-  ASSERT_TRUE(impostor.listen(world.network, "unix:impostor").ok());
+  ASSERT_TRUE(impostor.listen(world.network, world.address + "0").ok());
   ClientOptions to_impostor = world.client_options();
-  to_impostor.address = "unix:impostor";
+  to_impostor.address = world.address + "0";
   Client victim(world.loop, world.network, std::move(to_impostor));
   victim.start();
   std::optional<Result<std::string>> result;
@@ -161,8 +173,8 @@ TEST(Rpc, AServerWithoutTheKeyLearnsNothing) {
   EXPECT_TRUE(service.order.empty());
 }
 
-TEST(Rpc, OtherReleaseIsTold) {
-  World world(5);
+TEST_P(Rpc, OtherReleaseIsTold) {
+  World world(5, GetParam());
   world.listen();
   std::string why;
   ClientOptions options = world.client_options();
@@ -174,8 +186,8 @@ TEST(Rpc, OtherReleaseIsTold) {
   EXPECT_EQ(why, "the cluster runs Skate 1.0, this process Skate 2.0: install the same version on both");
 }
 
-rt::Task<void> connect_and_say(rt::Network* network, std::string bytes, bool* closed) {
-  Result<std::unique_ptr<rt::Stream>> stream = co_await network->connect("unix:server");
+rt::Task<void> connect_and_say(World* world, std::string bytes, bool* closed, std::string* answer) {
+  Result<std::unique_ptr<rt::Stream>> stream = co_await world->network.connect(world->address);
   EXPECT_TRUE(stream.ok());
   if (!stream) co_return;
   const std::span data(reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size());
@@ -185,16 +197,18 @@ rt::Task<void> connect_and_say(rt::Network* network, std::string bytes, bool* cl
   while (true) {
     Result<size_t> got = co_await (*stream)->read(buffer);
     if (!got || *got == 0) break;
+    answer->append(buffer.begin(), buffer.begin() + static_cast<ptrdiff_t>(*got));
   }
   *closed = true;
 }
 
-TEST(Rpc, StrangersAreBoundedInNumberAndTime) {
-  World world(6);
+TEST_P(Rpc, StrangersAreBoundedInNumberAndTime) {
+  World world(6, GetParam());
   world.listen();
   rt::TaskGroup tasks(world.loop);
   std::array<bool, 300> closed{};
-  for (bool& flag : closed) tasks.spawn(connect_and_say(&world.network, "", &flag));
+  std::string answers;
+  for (bool& flag : closed) tasks.spawn(connect_and_say(&world, "", &flag, &answers));
   for (int i = 0; i < 40; ++i) {
     world.loop.run_for(5ms);
     EXPECT_LE(world.server.counts().strangers, 64u);
@@ -208,19 +222,34 @@ TEST(Rpc, StrangersAreBoundedInNumberAndTime) {
   EXPECT_LE(world.log.size(), 2u);
 }
 
-TEST(Rpc, GarbageIsNotDecoded) {
-  World world(7);
+TEST_P(Rpc, APortScanGetsNothing) {
+  World world(7, GetParam());
   world.listen();
   rt::TaskGroup tasks(world.loop);
-  bool closed = false;
-  tasks.spawn(connect_and_say(&world.network, std::string(4096, 'G'), &closed));
-  world.loop.run_for(100ms);
-  EXPECT_TRUE(closed);
-  EXPECT_EQ(world.server.counts().refused, 1u);
+  const std::string client_hello =
+      std::string("\x16\x03\x01\x00\xfa\x01\x00\x00\xf6\x03\x03", 11) + std::string(239, 'r');
+  const std::vector<std::string> probes = {std::string(4096, 'G'),
+                                           std::string(4096, '\0'),
+                                           "GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+                                           client_hello,
+                                           "SKATErpc",
+                                           "SSH-2.0-scan\r\n",
+                                           std::string(1, '\x80')};
+  for (size_t i = 0; i < probes.size(); ++i) {
+    bool closed = false;
+    std::string answer;
+    tasks.spawn(connect_and_say(&world, probes[i], &closed, &answer));
+    world.loop.run_for(6s);
+    EXPECT_TRUE(closed) << i;
+    EXPECT_EQ(answer, "") << i;
+    EXPECT_EQ(world.server.counts().refused, i + 1);
+    EXPECT_EQ(world.server.counts().strangers, 0u);
+  }
+  EXPECT_LE(world.log.size(), 1 + probes.size() * 6 / 10) << "a line in ten seconds";
 }
 
-TEST(Rpc, CallsThatMayNotRepeatFailOnLoss) {
-  World world(8);
+TEST_P(Rpc, CallsThatMayNotRepeatFailOnLoss) {
+  World world(8, GetParam());
   world.listen();
   Client client(world.loop, world.network, world.client_options());
   client.start();
@@ -231,7 +260,7 @@ TEST(Rpc, CallsThatMayNotRepeatFailOnLoss) {
   tasks.spawn(call_into(&client, 2, "", {.timeout = 10s, .on_loss = OnLoss::kFail}, &fails));
   tasks.spawn(call_into(&client, 4, "k", {.timeout = 10s}, &waits));
   world.loop.run_for(1ms);
-  world.network.cut("unix:server", true);
+  world.network.cut(world.address, true);
   world.loop.run_for(1s);
   ASSERT_TRUE(fails);
   EXPECT_EQ(fails->error().code, ErrorCode::kUnavailable);
@@ -242,7 +271,7 @@ TEST(Rpc, CallsThatMayNotRepeatFailOnLoss) {
   world.loop.run_for(1ms);
   ASSERT_TRUE(refused);
   EXPECT_EQ(refused->error().code, ErrorCode::kUnavailable);
-  world.network.allow("unix:server");
+  world.network.allow(world.address);
   world.loop.run_for(3s);
   ASSERT_TRUE(waits);
   EXPECT_EQ(**waits, "done k");
@@ -257,8 +286,8 @@ rt::Task<Result<void>> greet(Client* client) {
   co_return Result<void>();
 }
 
-TEST(Rpc, GreetingComesFirstAfterEachConnect) {
-  World world(9);
+TEST_P(Rpc, GreetingComesFirstAfterEachConnect) {
+  World world(9, GetParam());
   world.listen();
   ClientOptions options = world.client_options();
   options.greet = greet;
@@ -268,7 +297,7 @@ TEST(Rpc, GreetingComesFirstAfterEachConnect) {
   rt::TaskGroup tasks(world.loop);
   tasks.spawn(call_into(&client, 1, "call", {}, &result));
   world.loop.run_for(100ms);
-  world.network.cut("unix:server", false);
+  world.network.cut(world.address, false);
   world.loop.run_for(2s);
   EXPECT_EQ(world.service.order, (std::vector<std::string>{"greeting", "call", "greeting"}));
 }
@@ -282,9 +311,9 @@ rt::Task<void> many_calls(Client* client, int first, int count, int* answered) {
   }
 }
 
-TEST(Rpc, EveryKeyRunsOnceThroughLosses) {
+TEST_P(Rpc, EveryKeyRunsOnceThroughLosses) {
   for (uint64_t seed = 100; seed < 140; ++seed) {
-    World world(seed);
+    World world(seed, GetParam());
     world.network.set_break_probability(0.02);
     world.listen();
     Client client(world.loop, world.network, world.client_options());

@@ -34,7 +34,9 @@ Server::~Server() { stop(); }
 Result<std::string> Server::listen(rt::Network& network, std::string address) {
   SKATE_TRY_ASSIGN(std::unique_ptr<rt::Listener> listener, network.listen(std::move(address)));
   std::string bound = listener->address();
-  tasks_.spawn(accept_loop(std::move(listener)));
+  const Follows follows = follows_at(bound, options_.tcp);
+  if (follows == Follows::kTls && options_.tls == nullptr) options_.tls = TlsContext::of_member(options_.key);
+  tasks_.spawn(accept_loop(std::move(listener), follows));
   return bound;
 }
 
@@ -45,7 +47,7 @@ void Server::stop() {
   for (auto& [id, peer] : peers) peer->connection_.reset();
 }
 
-rt::Task<void> Server::accept_loop(std::unique_ptr<rt::Listener> listener) {
+rt::Task<void> Server::accept_loop(std::unique_ptr<rt::Listener> listener, Follows follows) {
   while (true) {
     Result<std::unique_ptr<rt::Stream>> stream = co_await listener->accept();
     if (!stream) {
@@ -64,7 +66,7 @@ rt::Task<void> Server::accept_loop(std::unique_ptr<rt::Listener> listener) {
       continue;
     }
     ++counts_.strangers;
-    tasks_.spawn(serve(std::move(*stream)));
+    tasks_.spawn(serve(std::move(*stream), follows));
   }
 }
 
@@ -76,22 +78,33 @@ void Server::log_refusal(const Error& error) {
   refusals_unlogged_ = 0;
 }
 
-rt::Task<void> Server::serve(std::unique_ptr<rt::Stream> stream) {
+rt::Task<void> Server::serve(std::unique_ptr<rt::Stream> stream, Follows follows) {
+  std::string name = stream->peer();
+  std::unique_ptr<rt::Stream> member;
   {
     Decrement stranger{counts_.strangers};
-    Result<void> known = co_await rt::with_timeout(
-        options_.handshake_timeout, handshake_as_server(stream.get(), options_.key, options_.release));
+    Membership me{options_.key, options_.release, follows, options_.tls};
+    rt::Task<Result<Admitted>> admission = admit(std::move(stream), std::move(me), options_.joins);
+    Result<Admitted> known = co_await rt::with_timeout(options_.handshake_timeout, std::move(admission));
     if (!known) {
       ++counts_.refused;
-      log_refusal(known.error());
+      const bool late = known.error().code == ErrorCode::kTimeout;
+      log_refusal(late ? Error{ErrorCode::kTimeout, "the peer (" + name + ") took too long for the handshake"}
+                       : known.error());
       co_return;
     }
+    if (known->joined_token) {
+      ++counts_.joined;
+      if (options_.log) options_.log(name + " has got the cluster key for the token " + *known->joined_token);
+      co_return;
+    }
+    member = std::move(known->stream);
   }
   ++counts_.peers;
   Decrement peer_count{counts_.peers};
   auto peer = std::make_shared<Peer>();
   peer->id_ = next_peer_++;
-  peer->connection_ = std::make_unique<Connection>(loop_, std::move(stream), options_.limits);
+  peer->connection_ = std::make_unique<Connection>(loop_, std::move(member), options_.limits);
   peers_[peer->id_] = peer;
   service_.connected(*peer);
   co_await serve_peer(peer);

@@ -1,7 +1,8 @@
 // Server: answers requests of authenticated peers, and pushes notifications to them.
 //
 // A stranger costs one descriptor and a few hundred bytes for at most handshake_timeout, there are at most
-// strangers_max of them, and failed handshakes are logged as one line per log_interval. A request is a task
+// strangers_max of them, and failed handshakes are logged as one line per log_interval. Over TCP there is TLS
+// (admission.h). A request is a task
 // of its own; it is cancelled at its deadline and when its connection ends, so work that must not be cut in
 // two goes through a DedupTable. Lives on its loop's thread.
 #pragma once
@@ -11,6 +12,7 @@
 #include <memory>
 #include <string>
 
+#include "rpc/admission.h"
 #include "rpc/connection.h"
 #include "rpc/key.h"
 
@@ -19,6 +21,11 @@ namespace skate::rpc {
 struct ServerOptions {
   ClusterKey key;
   std::string release;
+  TcpSecurity tcp = TcpSecurity::kTls;
+  /// Shared with the daemon's other servers and clients; made of the key when it is needed and not there.
+  std::shared_ptr<TlsContext> tls{};
+  /// Gives the key to who has a join token, on addresses with TLS.
+  bool joins = false;
   ConnectionLimits limits{};
   size_t strangers_max = 64;
   size_t peers_max = 16384;
@@ -74,14 +81,15 @@ class Server {
     uint64_t accepted = 0;
     uint64_t turned_away = 0;
     uint64_t refused = 0;  ///< failed the handshake, or took too long
+    uint64_t joined = 0;   ///< got the key for a token
     size_t strangers = 0;
     size_t peers = 0;
   };
   const Counts& counts() const { return counts_; }
 
  private:
-  rt::Task<void> accept_loop(std::unique_ptr<rt::Listener> listener);
-  rt::Task<void> serve(std::unique_ptr<rt::Stream> stream);
+  rt::Task<void> accept_loop(std::unique_ptr<rt::Listener> listener, Follows follows);
+  rt::Task<void> serve(std::unique_ptr<rt::Stream> stream, Follows follows);
   rt::Task<void> serve_peer(std::shared_ptr<Peer> peer);
   rt::Task<void> answer(std::shared_ptr<Peer> peer, FrameHeader header, rt::Task<Result<std::string>> work,
                         rt::WaitList* ended);

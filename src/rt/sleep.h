@@ -1,4 +1,4 @@
-// sleep_for, sleep_until, with_timeout, with_deadline.
+// sleep_for, sleep_until, next_turn, with_timeout, with_deadline.
 #pragma once
 
 #include <type_traits>
@@ -23,6 +23,17 @@ struct SleepAwaiter final : TimerHook {
   }
   void await_resume() const noexcept {}
   void on_timer() override { waiter.root->loop->schedule(waiter); }
+};
+
+struct TurnAwaiter : Waiter {
+  bool await_ready() const noexcept { return false; }
+  template <class P>
+  void await_suspend(std::coroutine_handle<P> self) {
+    handle = self;
+    root = self.promise().root;
+    root->loop->schedule(*this);
+  }
+  void await_resume() const noexcept {}
 };
 
 template <class T>
@@ -75,6 +86,12 @@ inline Task<void> sleep_until(TimePoint when) {
 inline Task<void> sleep_for(Duration delay) {
   Loop& loop = co_await this_loop();
   detail::SleepAwaiter awaiter(loop.now() + delay);
+  co_await awaiter;
+}
+
+/// Goes on when what else is ready has had its turn: for loops that might never have to wait.
+inline Task<void> next_turn() {
+  detail::TurnAwaiter awaiter;
   co_await awaiter;
 }
 
