@@ -2,6 +2,7 @@
 #include "rpc/tls.h"
 
 #include <gtest/gtest.h>
+#include <openssl/bio.h>
 #include <openssl/evp.h>
 #include <openssl/ssl.h>
 #include <openssl/x509.h>
@@ -178,6 +179,67 @@ TEST(Tls, ChangesKeysOnTheWay) {
   line.group.spawn(compare(line.near(), down, 4, &down_same));
   line.loop.run();
   EXPECT_TRUE(up_same && down_same);
+}
+
+/// A member that goes on asking for new keys and reads no answer.
+rt::Task<void> ask_for_keys(StreamPtr below, std::shared_ptr<TlsContext> context, int requests) {
+  const std::unique_ptr<SSL, decltype(&SSL_free)> ssl(SSL_new(context->native()), SSL_free);
+  BIO* in = BIO_new(BIO_s_mem());
+  BIO* out = BIO_new(BIO_s_mem());
+  SSL_set_bio(ssl.get(), in, out);
+  SSL_set_connect_state(ssl.get());
+  std::vector<uint8_t> buffer(16384);
+  int left = requests;
+  for (bool met = false; !met || left > 0;) {
+    if (!met) {
+      met = SSL_do_handshake(ssl.get()) == 1;
+    } else {
+      --left;
+      EXPECT_EQ(SSL_key_update(ssl.get(), SSL_KEY_UPDATE_REQUESTED), 1);
+      EXPECT_EQ(SSL_write(ssl.get(), "x", 1), 1);
+    }
+    const int size = BIO_read(out, buffer.data(), static_cast<int>(buffer.size()));
+    const std::span bytes = std::span(buffer).first(size > 0 ? static_cast<size_t>(size) : 0);
+    Result<void> sent = co_await below->write(bytes);
+    if (!sent) co_return;
+    if (met) continue;
+    Result<size_t> got = co_await below->read(buffer);
+    EXPECT_TRUE(got.ok());
+    if (!got) co_return;
+    BIO_write(in, buffer.data(), static_cast<int>(*got));
+  }
+  co_await rt::sleep_for(10s);  // stays, so that its end is not what ends the other one
+}
+rt::Task<void> read_requests(StreamPtr below, std::shared_ptr<TlsContext> context, int requests, int* taken,
+                             std::optional<Error>* failure) {
+  TlsStream::Connected tls = co_await TlsStream::accept(std::move(below), context);
+  EXPECT_TRUE(tls.ok());
+  std::vector<uint8_t> buffer(100);
+  while (tls.ok() && *taken < requests) {
+    Result<size_t> got = co_await (*tls)->read(buffer);
+    if (!got) {
+      *failure = got.error();
+      co_return;
+    }
+    *taken += static_cast<int>(*got);
+  }
+}
+
+TEST(Tls, APeerThatGoesOnAskingForKeysIsDropped) {
+  const auto context = TlsContext::of_member(key_of());
+  for (const int requests : {100, 8000}) {
+    Line line(17);
+    int taken = 0;
+    std::optional<Error> failure;
+    line.tasks.spawn(ask_for_keys(std::move(line.client), context, requests));
+    line.tasks.spawn(read_requests(std::move(line.server), context, requests, &taken, &failure));
+    line.loop.run();
+    EXPECT_EQ(failure.has_value(), requests == 8000);
+    EXPECT_EQ(taken == requests, requests == 100) << taken;
+    if (failure) {
+      EXPECT_EQ(failure->code, ErrorCode::kCorrupt) << failure->message;
+    }
+  }
 }
 
 TEST(Tls, AnotherAuthorityIsRefusedBothWays) {
