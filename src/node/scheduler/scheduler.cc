@@ -622,7 +622,16 @@ bool Scheduler::serve(Class& cls, int64_t now_us, Pass& pass, Decisions& out) {
   });
   if (spot == spots.end()) return false;
   Pool& pool = pools_[class_key.pool];
-  if (pool.idle.empty()) {
+  // A worker is never leased to itself: it would run behind what it waits for, if it could run it at all.
+  auto longest = cls.queue.end();
+  for (auto item = cls.queue.begin(); item != cls.queue.end(); ++item) {
+    if (pool.idle.empty() || (pool.idle.size() == 1 && pool.idle.begin()->second == item->second.owner))
+      continue;
+    if (longest == cls.queue.end() ||
+        entries_.at(item->second).waiting_since_us < entries_.at(longest->second).waiting_since_us)
+      longest = item;
+  }
+  if (longest == cls.queue.end()) {
     uint32_t waiting = 0;
     for (const auto& [turn, key] : cls.queue) {
       const Entry& entry = entries_.at(key);
@@ -637,15 +646,13 @@ bool Scheduler::serve(Class& cls, int64_t now_us, Pass& pass, Decisions& out) {
     if (spot->group.is_nil()) add_to(pass.promised[class_key.job], class_key.resources);
     return true;
   }
-  ProcessNumber worker_number = pool.idle.rbegin()->second;
-  pool.idle.erase(std::prev(pool.idle.end()));
+  const EntryKey key = longest->second;
+  auto warmest = std::prev(pool.idle.end());
+  if (warmest->second == key.owner) --warmest;
+  const ProcessNumber worker_number = warmest->second;
+  pool.idle.erase(warmest);
   Worker& worker = workers_.at(worker_number);
 
-  const auto longest =
-      std::min_element(cls.queue.begin(), cls.queue.end(), [&](const auto& a, const auto& b) {
-        return entries_.at(a.second).waiting_since_us < entries_.at(b.second).waiting_since_us;
-      });
-  const EntryKey key = longest->second;
   Entry& entry = entries_.at(key);
   Lease lease{key,
               class_key,

@@ -79,6 +79,26 @@ TEST(Scheduler, DemandIsALevel) {
   EXPECT_TRUE(node.scheduler.is_idle());
 }
 
+TEST(Scheduler, AWorkerIsNotLeasedToItself) {
+  Node node(Node::options(cpu(1)));
+  const ProcessNumber driver = node.scheduler.new_process();
+  node.demand(driver, 1, cpu(1), 1);
+  node.settle();
+  ASSERT_EQ(node.leases.size(), 1u);
+  const ProcessNumber worker = node.leases[0].worker;
+  node.demand(worker, 2, cpu(1), 1);  // its task submits another, and ends
+  node.demand(driver, 1, cpu(1), 0);
+  node.give_back(node.leases[0].lease);
+  node.settle();
+  ASSERT_EQ(node.held(worker), 1u);
+  EXPECT_NE(node.leases[0].worker, worker);
+  EXPECT_EQ(node.started, 2u) << "it is idle, but not for its own task";
+  node.demand(driver, 3, cpu(1), 1);
+  node.give_back(node.leases[0].lease);
+  node.settle();
+  EXPECT_EQ(node.held(driver), 1u) << "for others it is";
+}
+
 TEST(Scheduler, AnUnfairHolderIsRecalledAfterTheQuantum) {
   Node node(Node::options(cpu(2)));
   ProcessNumber a = node.scheduler.new_process(), b = node.scheduler.new_process();
