@@ -172,6 +172,8 @@ void NodeDaemon::handle(Process& process, uint16_t type, std::span<const uint8_t
     }
     case wire::MessageType::kExitDeclined:
       process.declined_exit = true;
+      adopted_.withdraw(process.number);
+      after_adoption();
       scheduler_.exit_declined(process.number, now_us());
       return;
     case wire::MessageType::kWorkerReady: {

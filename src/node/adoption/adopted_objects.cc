@@ -113,13 +113,13 @@ bool AdoptedObjects::hand_over(ProcessNumber from, uint64_t part, std::vector<wi
   return true;
 }
 
-/// Its giver keeps what it had handed over. Nobody has claimed any of it, and nothing here keeps it: that is
-/// its living owner's.
 void AdoptedObjects::withdraw(ProcessNumber giver) {
+  auto life = living_.find(giver);
+  if (life == living_.end()) return;
   std::vector<Inner> inside;
   std::erase_if(objects_, [&](const auto& one) {
     const Object& object = one.second;
-    if (object.owner != living_.at(giver)) return false;
+    if (object.owner != life->second) return false;
     SKATE_ASSERT(object.inside == 0 && object.holders.empty(), "a living process's object was adopted");
     inline_bytes_ -= object.what.value.size();
     inside.insert(inside.end(), object.inner.begin(), object.inner.end());

@@ -49,6 +49,8 @@ class AdoptedObjects {
   /// as before, and does nothing. False: with these, inline values would take more than
   /// `inline_bytes_max`; then nothing that it gave is kept.
   bool hand_over(ProcessNumber from, uint64_t part, std::vector<wire::KeptObject> objects);
+  /// It stays after all: what it gave is its own, and its to free. Nobody has claimed any of it.
+  void withdraw(ProcessNumber giver);
   /// `linked`: who may hold something of it, and will say so. `stored`: what the store has of it.
   /// To be called before anybody is told.
   void process_ended(ProcessNumber number, const std::set<ProcessNumber>& linked,
@@ -94,7 +96,6 @@ class AdoptedObjects {
   Object* find(const ObjectId& id);
   Object& insert(wire::KeptObject what, const WorkerId& owner);
   void bind(Object& object, ProcessNumber giver);
-  void withdraw(ProcessNumber giver);
   bool unhold(const Inner& inner, ProcessNumber giver);
   void settle(const WorkerId& owner);
   void settle_if_needless(const ObjectId& id);

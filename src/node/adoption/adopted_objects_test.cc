@@ -263,6 +263,20 @@ TEST_F(AdoptedObjectsTest, WhatDoesNotFitIsRefusedWhole) {
   EXPECT_EQ(adopted.size(), 3u);
 }
 
+TEST_F(AdoptedObjectsTest, WhoStaysAfterAllHasGivenNothing) {
+  wire::KeptObject outer = value(1, 1, "outer");
+  outer.contained = {{object(1, 2), address(1)}, {object(3, 1), address(3)}};
+  EXPECT_TRUE(hand_over(1, {outer, value(1, 2, "inner")}));
+  EXPECT_TRUE(hand_over(2, {value(2, 1, "another's")}));
+  adopted.withdraw(1);
+  EXPECT_EQ(adopted.size(), 1u);
+  EXPECT_EQ(unheld, held) << "who owns what is inside frees it when it likes";
+  EXPECT_TRUE(hand_over(1, {value(1, 2, "inner")})) << "it may go later";
+  end(1, {2});
+  adopted.withdraw(1);  // late
+  EXPECT_EQ(claim(2, 1, {object(1, 2)}).kept.size(), 1u);
+}
+
 TEST_F(AdoptedObjectsTest, WhatIsRefusedKeepsNothingAdopted) {
   ObjectId inner = stored(1, 1);
   end(1, {2});
