@@ -45,6 +45,7 @@ class Cluster {
     for (const auto& node : nodes_) node->remove_groups();
     wait_until([this] { return work_is_done() && converged(); }, 120s);
     check_settled();
+    if (random().chance(0.7)) drop_everything();  // else all ends while it holds something
     end_everything();
     report_.steps = loop_.steps();
     for (const auto& plan : plans_) {
@@ -78,8 +79,11 @@ class Cluster {
   void add_node() {
     SimNodeOptions options{.control_address = kControlAddress, .key = key_, .release = kRelease};
     options.cpus = 1 + static_cast<int64_t>(random().below(4));
-    options.worker_crash_probability = 0.02;
-    nodes_.push_back(std::make_unique<SimNode>(loop_, network_, options));
+    options.objects.gentle = random().chance(0.25);
+    options.objects.crash_probability = options.objects.gentle ? 0 : 0.02;
+    options.objects.little_room = random().chance(0.3);
+    nodes_.push_back(std::make_unique<SimNode>(loop_, network_, options, report_.objects));
+    nodes_.back()->objects().set_mood(mood_);
     nodes_.back()->start();
     const uint64_t drivers = 1 + random().below(3);
     for (uint64_t i = 0; i < drivers; ++i) add_driver(*nodes_.back());
@@ -88,7 +92,7 @@ class Cluster {
     plans_.push_back(std::make_unique<DriverPlan>());
     plans_.back()->tasks = static_cast<uint32_t>(20 + random().below(100));
     plans_.back()->actors = static_cast<uint32_t>(random().below(8));
-    plans_.back()->groups = static_cast<uint32_t>(random().below(4));
+    if (!node.objects().options().gentle) plans_.back()->groups = static_cast<uint32_t>(random().below(4));
     node.run_driver(plans_.back().get());
   }
 
@@ -118,11 +122,16 @@ class Cluster {
         }
         break;
       case 5:
-        if (random().chance(0.3)) nodes_[random().below(nodes_.size())]->end_drivers();
+        if (random().chance(0.3)) end_drivers(*nodes_[random().below(nodes_.size())]);
         break;
       default: break;  // a while in which nothing breaks
     }
     look_for_problems();
+  }
+  void end_drivers(SimNode& node) {
+    if (node.objects().options().gentle) return;
+    node.end_drivers();
+    if (random().chance(0.7)) add_driver(node);
   }
   /// A daemon that is told that it was declared dead ends.
   void drop_refused() {
@@ -229,6 +238,38 @@ class Cluster {
     report_.actors = static_cast<uint32_t>(control_->core().actors().all().size());
   }
 
+  void set_mood(SimProcess::Mood mood) {
+    mood_ = mood;
+    for (const auto& node : nodes_) node->objects().set_mood(mood);
+  }
+  /// Empty, or the first word of a node.
+  template <class Ask>
+  std::string first_word(Ask ask) const {
+    for (const auto& node : nodes_)
+      if (std::string word = ask(*node); !word.empty()) return word;
+    return "";
+  }
+  std::string leftovers() const {
+    return first_word([](SimNode& node) { return node.objects().leftovers(); });
+  }
+  /// An actor that is not detached goes with the last handle to it.
+  std::string actor_left() const {
+    for (const auto& [id, record] : control_->core().actors().all())
+      if (record.info.state != wire::ActorState::kDead && !record.info.detached)
+        return "actor " + id.hex() + " outlives its handles";
+    return "";
+  }
+
+  void drop_everything() {
+    set_mood(SimProcess::Mood::kFinishes);
+    auto waiting = [this] { return first_word([](SimNode& node) { return node.objects().waiting(); }); };
+    wait_until([&] { return waiting().empty(); }, 60s);
+    if (const std::string who = waiting(); !who.empty()) fail(who);
+    set_mood(SimProcess::Mood::kDrops);
+    wait_until([&] { return leftovers().empty() && actor_left().empty(); }, 60s);
+    if (const std::string what = leftovers() + actor_left(); !what.empty()) fail(what);
+  }
+
   void end_everything() {
     for (const auto& node : nodes_) node->end_drivers();
     auto all_over = [this] {
@@ -244,7 +285,7 @@ class Cluster {
       for (const auto& node : nodes_) {
         if (!node->scheduler().is_idle() || !node->running_actors().empty()) return false;
       }
-      return converged();
+      return leftovers().empty() && converged();
     };
     if (wait_until(all_over, 120s) || !ok()) return;
     for (const auto& [id, record] : control_->core().actors().all()) {
@@ -259,7 +300,7 @@ class Cluster {
       if (!node->running_actors().empty()) fail("an actor runs when all is over");
       if (!node->scheduler().is_idle()) fail("a scheduler is not idle when all is over");
     }
-    fail("the end does not come: " + disagreement() + group_disagreement());
+    fail("the end does not come: " + disagreement() + group_disagreement() + leftovers());
   }
 
   rt::SimLoop loop_;
@@ -269,8 +310,9 @@ class Cluster {
   std::unique_ptr<SimDisk> disk_;
   std::unique_ptr<control::ControlService> control_;
   std::vector<std::unique_ptr<DriverPlan>> plans_;
-  std::vector<std::unique_ptr<SimNode>> nodes_;
   SimReport report_;
+  SimProcess::Mood mood_ = SimProcess::Mood::kWorks;
+  std::vector<std::unique_ptr<SimNode>> nodes_;
 };
 
 }  // namespace

@@ -1,14 +1,18 @@
 // A whole cluster on virtual time: the real control service with a simulated disk, the real rpc over a
-// simulated network, nodes around the real scheduler. Everything that happens follows from the seed.
+// simulated network, nodes around the real scheduler, and on them processes around the real ownership.
+// Everything that happens follows from the seed.
 //
 // It runs a workload through crashes and losses, lets things calm down, and checks what must hold: every task
-// of a living driver is done; every actor is alive once, or dead; control and nodes agree, of placement
-// groups too: their bundles lie where control has placed them and nowhere else; when all is over, no lease,
-// demand, reservation or process of a job is left.
+// of a living driver is done, once; every actor is alive once, or dead; control and nodes agree, of placement
+// groups too: their bundles lie where control has placed them and nowhere else; what is held is there
+// (sim_objects.h, after every message); every get ends; when all is dropped, all counts are zero and the
+// stores empty; when all is over, no lease, demand, reservation, object or process of a job is left.
 #pragma once
 
 #include <cstdint>
 #include <string>
+
+#include "sim/sim_objects.h"
 
 namespace skate::sim {
 
@@ -22,6 +26,7 @@ struct SimReport {
   uint32_t node_crashes{};
   uint32_t control_crashes{};
   uint32_t cuts{};
+  ObjectCounts objects;
 };
 
 SimReport run_cluster(uint64_t seed);

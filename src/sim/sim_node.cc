@@ -1,5 +1,7 @@
 #include "sim/sim_node.h"
 
+#include <algorithm>
+
 #include "rpc/typed.h"
 #include "rt/sleep.h"
 
@@ -23,14 +25,21 @@ rpc::CallOptions until_answered() {
   return options;
 }
 
-constexpr uint32_t kLeasesWanted = 4;
-constexpr uint64_t kFirstGroupShape = 100;
+constexpr rt::Duration kIdleExitGrace = 5s;
+
+template <class AnyId>
+AnyId random_id(rt::Random& random) {
+  AnyId out;
+  for (auto& byte : out.bytes) byte = static_cast<uint8_t>(random.below(255));
+  return out;
+}
 
 }  // namespace
 
-SimNode::SimNode(rt::SimLoop& loop, rt::Network& network, SimNodeOptions options)
+SimNode::SimNode(rt::SimLoop& loop, rt::Network& network, SimNodeOptions options, ObjectCounts& counts)
     : loop_(loop),
       options_(std::move(options)),
+      id_(random_id<NodeId>(loop.random())),
       scheduler_(scheduler_options(options_.cpus)),
       pump_timer_(loop, [this] { pump(); }),
       client_(loop, network,
@@ -41,20 +50,12 @@ SimNode::SimNode(rt::SimLoop& loop, rt::Network& network, SimNodeOptions options
                 out.on_notify = [this](uint16_t topic, std::string body) { on_command(topic, body); };
                 return out;
               }()),
-      tasks_(loop) {
-  id_ = random_id<NodeId>();
-}
+      objects_(loop, id_, *this, options_.objects, counts),
+      tasks_(loop) {}
 
 SimNode::~SimNode() {
   tasks_.stop();
   for (auto& [number, driver] : drivers_) driver->plan->lost = true;
-}
-
-template <class AnyId>
-AnyId SimNode::random_id() {
-  AnyId out;
-  for (auto& byte : out.bytes) byte = static_cast<uint8_t>(loop_.random().below(255));
-  return out;
 }
 
 void SimNode::start() {
@@ -86,13 +87,13 @@ rt::Task<Result<void>> SimNode::greet(rpc::Client* client) {
   message.node = id_;
   message.version = options_.release;
   message.resources = scheduler_.total();
-  for (const auto& [id, actor] : actors_) {
+  for (const auto& [number, actor] : actors_) {
+    if (actor.worker != 0 && !objects_.runs(actor.worker)) continue;
     wire::ActorInfo info;
-    info.actor = id;
-    info.incarnation = actor.incarnation;
+    info.actor = actor.order.spec.actor;
+    info.incarnation = actor.order.incarnation;
     info.state = actor.created ? wire::ActorState::kAlive : wire::ActorState::kPending;
-    const auto worker = workers_.find(actor.worker);
-    if (worker != workers_.end()) info.address = {worker->second, id_};
+    if (actor.worker != 0) info.address = address_of(id_, actor.worker);
     info.name = actor.order.spec.name;
     info.name_space = actor.order.spec.name_space;
     info.job = actor.order.spec.job;
@@ -126,9 +127,7 @@ rt::Task<void> SimNode::tell_control(ControlMethod method, std::string body) {
 void SimNode::run_driver(DriverPlan* plan) {
   auto driver = std::make_shared<Driver>();
   driver->number = scheduler_.new_process();
-  driver->id = random_id<WorkerId>();
   driver->plan = plan;
-  driver->left = plan->tasks;
   drivers_[driver->number] = driver;
   tasks_.spawn(drive(driver));
 }
@@ -140,7 +139,7 @@ void SimNode::end_drivers() {
 rt::Task<void> SimNode::drive(std::shared_ptr<Driver> driver) {
   wire::RegisterJob request;
   request.key = loop_.random()();
-  request.driver = {driver->id, id_};
+  request.driver = address_of(id_, driver->number);
   request.name_space = "ns";
   Result<wire::RegisterJobReply> job = co_await rpc::call<wire::RegisterJobReply>(
       &client_, ControlMethod::kRegisterJob, request, until_answered());
@@ -151,26 +150,22 @@ rt::Task<void> SimNode::drive(std::shared_ptr<Driver> driver) {
   driver->job = job->job;
   driver->plan->registered = true;
   scheduler_.start_job(driver->job, "python", 2);
+  SimProcess& process = objects_.start(driver->number, driver->job, true);
+  process.give_work(kPlainShape, {}, driver->plan->tasks, &driver->plan->tasks_done);
   for (uint32_t i = 0; i < driver->plan->actors; ++i) tasks_.spawn(make_actor(driver, i));
   for (uint32_t i = 0; i < driver->plan->groups; ++i) tasks_.spawn(make_group(driver, kFirstGroupShape + i));
-  demand(*driver);
   pump();
   co_await driver->end.wait();
   driver->plan->ended = true;
-  drivers_.erase(driver->number);
-  scheduler_.process_died(driver->number, now_us());
-  scheduler_.finish_job(driver->job);
-  wire::FinishJob finish{loop_.random()(), driver->job, false};
-  tell(ControlMethod::kFinishJob, finish);
-  pump();
+  objects_.end(driver->number, DeathKind::kIntended);
 }
 
 rt::Task<void> SimNode::make_actor(std::shared_ptr<Driver> driver, uint32_t index) {
   co_await rt::sleep_for(rt::Duration(loop_.random().below(200'000'000)));
   wire::RegisterActor request;
   request.key = loop_.random()();
-  request.actor = ActorId(random_id<ActorId>());
-  request.owner = {driver->id, id_};
+  request.actor = random_id<ActorId>(loop_.random());
+  request.owner = address_of(id_, driver->number);
   request.job = driver->job;
   request.class_name = "Simulated";
   if (index % 3 == 0) request.name = "name" + std::to_string(loop_.random().below(5));
@@ -181,6 +176,8 @@ rt::Task<void> SimNode::make_actor(std::shared_ptr<Driver> driver, uint32_t inde
   Result<wire::RegisterActorReply> reply = co_await rpc::call<wire::RegisterActorReply>(
       &client_, ControlMethod::kRegisterActor, request, until_answered());
   if (!reply || reply->existed) co_return;  // the name is taken
+  if (SimProcess* process = objects_.find(driver->number); process != nullptr && !request.detached)
+    process->made_actor(request.actor);
   co_await short_delay();
   wire::PlaceActor place;
   place.key = loop_.random()();
@@ -192,7 +189,7 @@ rt::Task<void> SimNode::make_actor(std::shared_ptr<Driver> driver, uint32_t inde
   place.spec.detached = request.detached;
   place.spec.placement_resources = {{"CPU", wire::kResourceUnit}};
   tell(ControlMethod::kPlaceActor, place);
-  if (!loop_.random().chance(0.5)) co_return;
+  if (options_.objects.gentle || !loop_.random().chance(0.5)) co_return;
   co_await rt::sleep_for(rt::Duration(loop_.random().below(1'000'000'000)));
   wire::KillActor kill;
   kill.key = loop_.random()();
@@ -205,7 +202,7 @@ rt::Task<void> SimNode::make_group(std::shared_ptr<Driver> driver, uint64_t shap
   co_await rt::sleep_for(rt::Duration(loop_.random().below(1'000'000'000)));
   wire::PlacementGroupRequest request;
   request.key = loop_.random()();
-  request.group = random_id<PlacementGroupId>();
+  request.group = random_id<PlacementGroupId>(loop_.random());
   request.name_space = "ns";
   request.job = driver->job;
   constexpr const char* kStrategies[] = {"PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"};
@@ -216,14 +213,15 @@ rt::Task<void> SimNode::make_group(std::shared_ptr<Driver> driver, uint64_t shap
         {{"CPU", static_cast<int64_t>(1 + loop_.random().below(2)) * wire::kResourceUnit}});
   Result<wire::PlacementGroupReply> made = co_await rpc::call<wire::PlacementGroupReply>(
       &client_, ControlMethod::kCreatePlacementGroup, request, until_answered());
-  if (!drivers_.contains(driver->number)) co_return;
+  SimProcess* process = objects_.find(driver->number);
+  if (process == nullptr) co_return;
   if (!made) {
     problem_ = "a placement group cannot be made: " + made.error().message;
     co_return;
   }
-  driver->in_groups[shape] = {request.group, static_cast<uint32_t>(loop_.random().below(10))};
-  demand_in_group(*driver, shape);
-  pump();
+  driver->groups[shape] = request.group;
+  process->give_work(shape, request.group, static_cast<uint32_t>(loop_.random().below(10)),
+                     &driver->plan->group_tasks_done);
   if (!groups_are_over_) {
     if (loop_.random().chance(0.3)) co_return;  // goes with its job
     co_await rt::sleep_for(rt::Duration(loop_.random().below(3'000'000'000)));
@@ -231,17 +229,23 @@ rt::Task<void> SimNode::make_group(std::shared_ptr<Driver> driver, uint64_t shap
   remove_group(*driver, shape);
 }
 
+/// What is in it now fails; what it was to run elsewhere will not run.
 void SimNode::remove_group(Driver& driver, uint64_t shape) {
   wire::PlacementGroupRequest removal;
   removal.key = loop_.random()();
-  removal.group = std::exchange(driver.in_groups.at(shape).group, PlacementGroupId::nil());
-  if (!removal.group.is_nil()) tell(ControlMethod::kRemovePlacementGroup, removal);
+  removal.group = std::exchange(driver.groups.at(shape), PlacementGroupId::nil());
+  if (removal.group.is_nil()) return;
+  tell(ControlMethod::kRemovePlacementGroup, removal);
+  if (SimProcess* process = objects_.find(driver.number)) {
+    process->group_gone(shape);
+    process->flush();
+  }
 }
 
 void SimNode::remove_groups() {
   groups_are_over_ = true;
   for (auto& [number, driver] : drivers_)
-    for (auto& [shape, work] : driver->in_groups) remove_group(*driver, shape);
+    for (auto& [shape, group] : driver->groups) remove_group(*driver, shape);
 }
 
 void SimNode::kill_actor(const ActorId& actor) {
@@ -252,124 +256,96 @@ void SimNode::kill_actor(const ActorId& actor) {
   tell(ControlMethod::kKillActor, kill);
 }
 
-void SimNode::demand(Driver& driver) {
-  const uint32_t wanted = std::min(kLeasesWanted, driver.left + driver.running);
-  const int times = loop_.random().chance(0.1) ? 2 : 1;
-  for (int i = 0; i < times; ++i)
-    scheduler_.demand(driver.number, 1, driver.job, {{"CPU", wire::kResourceUnit}}, "", "f", 0, wanted,
-                      driver.left, now_us());
-}
+// Processes.
 
-void SimNode::demand_in_group(Driver& driver, uint64_t shape) {
-  const auto work = driver.in_groups.find(shape);
-  if (work == driver.in_groups.end() || work->second.group.is_nil()) return;
-  scheduler_.demand(driver.number, shape, driver.job, {{"CPU", wire::kResourceUnit}}, "", "g", 0,
-                    std::min(2u, work->second.left), work->second.left, now_us(),
-                    {work->second.group, -1, ""});
-}
-
-/// One task. It may be evicted, its driver may end; what of its group is not on this node waits until then.
-rt::Task<void> SimNode::work_in_group(std::shared_ptr<Driver> driver, node::Grant grant) {
-  co_await short_delay();
-  scheduler_.works(grant.worker, now_us());
-  co_await rt::sleep_for(rt::Duration(loop_.random().below(100'000'000)));
-  scheduler_.works(grant.worker, -now_us());
-  const auto work = driver->in_groups.find(grant.shape_id);
-  if (workers_.contains(grant.worker) && work != driver->in_groups.end() && work->second.left > 0) {
-    --work->second.left;
-    ++driver->plan->group_tasks_done;
-  }
-  scheduler_.lease_returned(driver->number, grant.lease, false, now_us());
-  if (drivers_.contains(driver->number)) demand_in_group(*driver, grant.shape_id);
-  pump();
-}
-
-rt::Task<void> SimNode::hold_lease(std::shared_ptr<Driver> driver, node::Grant grant) {
-  co_await short_delay();
-  driver->leases.insert(grant.lease);
-  while (driver->left > 0 && !driver->recalled.contains(grant.lease) && workers_.contains(grant.worker) &&
-         !driver->end.is_set()) {
-    --driver->left;
-    ++driver->running;
-    scheduler_.works(grant.worker, now_us());
-    const uint64_t longest_ns = loop_.random().chance(0.02) ? 2'000'000'000 : 8'000'000;
-    co_await rt::sleep_for(rt::Duration(loop_.random().below(longest_ns)));
-    scheduler_.works(grant.worker, -now_us());
-    if (loop_.random().chance(options_.worker_crash_probability))
-      worker_died(grant.worker, DeathKind::kSignalled);
-    --driver->running;
-    if (workers_.contains(grant.worker)) {
-      ++driver->plan->tasks_done;
-    } else {
-      ++driver->left;  // its owner runs it again
+void SimNode::on_message(ProcessNumber from, const Message& message) {
+  switch (message.kind) {
+    case Message::Kind::kDemand: {
+      const SimProcess* process = objects_.find(from);
+      if (process == nullptr) return;
+      const bool in_group = message.token >= kFirstGroupShape;
+      scheduler_.demand(from, message.token, process->job(), {{"CPU", wire::kResourceUnit}}, "",
+                        in_group ? "g" : "f", 0, static_cast<uint32_t>(message.count), message.backlog,
+                        now_us(), {message.group, -1, ""});
+      break;
     }
-    if (drivers_.contains(driver->number)) demand(*driver);
+    case Message::Kind::kLeaseReturn:
+      scheduler_.lease_returned(from, message.token, message.exits, now_us());
+      break;
+    case Message::Kind::kExitDeclined:
+      asked_to_exit_.erase(from);
+      scheduler_.exit_declined(from, now_us());
+      break;
+    default: problem_ = "the daemon was sent what is not its own";
   }
-  driver->leases.erase(grant.lease);
-  driver->recalled.erase(grant.lease);
-  const int times = loop_.random().chance(0.1) ? 2 : 1;
-  for (int i = 0; i < times; ++i) scheduler_.lease_returned(driver->number, grant.lease, false, now_us());
-  if (drivers_.contains(driver->number)) demand(*driver);
   pump();
 }
 
-rt::Task<void> SimNode::deliver_recall(node::Recall recall) {
-  co_await short_delay();
-  if (loop_.random().chance(0.02)) co_return;  // never answered: the lease ends with the owner's work
-  const auto driver = drivers_.find(recall.owner);
-  if (driver != drivers_.end()) driver->second->recalled.insert(recall.lease);
+void SimNode::works(ProcessNumber worker, bool at_work) {
+  scheduler_.works(worker, at_work ? now_us() : -now_us());
 }
 
-// Workers.
-
-rt::Task<void> SimNode::start_worker(ProcessNumber worker) {
+rt::Task<void> SimNode::start_worker(node::StartWorker start) {
   co_await rt::sleep_for(rt::Duration(1'000'000 + loop_.random().below(20'000'000)));
-  starting_.erase(worker);
-  if (ended_early_.erase(worker) > 0) co_return;
-  if (loop_.random().chance(options_.worker_crash_probability)) {
-    scheduler_.process_died(worker, now_us());
+  starting_.erase(start.worker);
+  if (ended_early_.erase(start.worker) > 0) co_return;
+  if (loop_.random().chance(objects_.options().crash_probability)) {
+    scheduler_.process_died(start.worker, now_us());
   } else {
-    workers_[worker] = random_id<WorkerId>();
-    scheduler_.worker_ready(worker, now_us());
+    objects_.start(start.worker, start.pool.job, false);
+    scheduler_.worker_ready(start.worker, now_us());
   }
   pump();
 }
 
 rt::Task<void> SimNode::evict(ProcessNumber worker) {
   co_await short_delay();
-  if (workers_.contains(worker)) worker_died(worker, DeathKind::kKilled);
+  end_worker(worker, DeathKind::kKilled);
 }
 
 rt::Task<void> SimNode::stop_worker(node::StopWorker stop) {
   co_await short_delay();
-  if (stop.why == node::StopWorker::Why::kIdle && loop_.random().chance(0.1)) {
-    scheduler_.exit_declined(stop.worker, now_us());
-  } else {
-    worker_died(stop.worker,
-                stop.why == node::StopWorker::Why::kIdle ? DeathKind::kIntended : DeathKind::kOwnerDied);
+  if (stop.why != node::StopWorker::Why::kIdle) {
+    end_worker(stop.worker, DeathKind::kOwnerDied);
+  } else if (objects_.runs(stop.worker)) {
+    asked_to_exit_.insert(stop.worker);
+    objects_.tell(stop.worker, {.kind = Message::Kind::kExit});
+    tasks_.spawn(kill_later(stop.worker));
   }
+}
+
+rt::Task<void> SimNode::kill_later(ProcessNumber worker) {
+  co_await rt::sleep_for(kIdleExitGrace);
+  if (asked_to_exit_.erase(worker) > 0) end_worker(worker, DeathKind::kKilled);
+}
+
+/// Unwarned; the daemon notices later.
+void SimNode::end_worker(ProcessNumber worker, DeathKind kind) {
+  if (objects_.is_known(worker)) return objects_.end(worker, kind);
+  if (!starting_.contains(worker) || !ended_early_.insert(worker).second) return;
+  scheduler_.process_died(worker, now_us());
   pump();
 }
 
-void SimNode::worker_died(ProcessNumber worker, DeathKind kind) {
-  const auto found = workers_.find(worker);
-  WorkerId id = WorkerId::nil();
-  if (found != workers_.end()) {
-    id = found->second;
-    workers_.erase(found);
-  } else if (starting_.contains(worker)) {
-    ended_early_.insert(worker);
+void SimNode::buried(ProcessNumber process, DeathKind kind) {
+  asked_to_exit_.erase(process);
+  scheduler_.process_died(process, now_us());
+  if (auto driver = drivers_.extract(process)) {
+    const JobId job = driver.mapped()->job;
+    scheduler_.finish_job(job);
+    tell(ControlMethod::kFinishJob, wire::FinishJob{loop_.random()(), job, false});
+    return pump();
   }
-  scheduler_.process_died(worker, now_us());
-  ActorId actor_id;
+  ActorId actor;
   uint64_t incarnation = 0;
-  for (const auto& [actor, local] : actors_) {
-    if (local.worker != worker) continue;
-    actor_id = actor;
-    incarnation = local.incarnation;
+  const auto found = std::find_if(actors_.begin(), actors_.end(),
+                                  [&](const auto& one) { return one.second.worker == process; });
+  if (found != actors_.end()) {
+    actor = found->second.order.spec.actor;
+    incarnation = found->second.order.incarnation;
+    actors_.erase(found);
   }
-  if (!actor_id.is_nil()) actors_.erase(actor_id);
-  report_death(actor_id, incarnation, id, kind);
+  report_death(actor, incarnation, address_of(id_, process).worker, kind);
   pump();
 }
 
@@ -413,56 +389,68 @@ void SimNode::on_command(uint16_t topic, const std::string& body) {
 
 void SimNode::start_actor(wire::StartActor order) {
   const ActorId id = order.spec.actor;
-  if (actors_.contains(id) || order.incarnation < may_start_[id])
-    return;  // told twice, or told to stop before
-  Actor& actor = actors_[id];
-  actor.incarnation = order.incarnation;
-  actor.number = ++last_actor_;
+  if (order.incarnation < may_start_[id]) return;  // told to stop before
+  for (const auto& [number, actor] : actors_) {
+    if (actor.order.spec.actor != id) continue;
+    const bool dying = actor.worker != 0 && !objects_.runs(actor.worker);
+    if (!dying || actor.order.incarnation >= order.incarnation) return;  // told twice
+  }
+  Actor& actor = actors_[++last_actor_];
   actor.order = std::move(order);
   const wire::ActorSpec& spec = actor.order.spec;
-  scheduler_.place_actor(actor.number, spec.job, spec.placement_resources, spec.resources, spec.runtime_env,
+  scheduler_.place_actor(last_actor_, spec.job, spec.placement_resources, spec.resources, spec.runtime_env,
                          spec.class_name, spec.detached, now_us());
 }
 
 void SimNode::stop_actor(const wire::StopActor& order) {
-  const auto found = actors_.find(order.actor);
-  const bool here = found != actors_.end() && found->second.incarnation == order.incarnation;
   may_start_[order.actor] = std::max(may_start_[order.actor], order.incarnation + 1);
-  if (!here) return;
-  const DeathKind kind = order.graceful ? DeathKind::kIntended : DeathKind::kKilled;
-  if (found->second.worker != 0) {
-    worker_died(found->second.worker, kind);
-    return;
-  }
-  scheduler_.cancel_actor(found->second.number);  // nobody is there whose death could be told
+  const auto found = std::find_if(actors_.begin(), actors_.end(), [&](const auto& one) {
+    return one.second.order.spec.actor == order.actor && one.second.order.incarnation == order.incarnation;
+  });
+  if (found == actors_.end()) return;
+  if (found->second.worker != 0)
+    return end_worker(found->second.worker, order.graceful ? DeathKind::kIntended : DeathKind::kKilled);
+  scheduler_.cancel_actor(found->first);  // nobody is there whose death could be told
   actors_.erase(found);
 }
 
-rt::Task<void> SimNode::construct(ActorId id, uint64_t incarnation, ProcessNumber worker) {
+rt::Task<void> SimNode::construct(uint64_t number, ProcessNumber worker) {
   co_await rt::sleep_for(rt::Duration(loop_.random().below(30'000'000)));
-  const auto found = actors_.find(id);
-  if (found == actors_.end() || found->second.incarnation != incarnation || !workers_.contains(worker))
-    co_return;
-  if (loop_.random().chance(options_.worker_crash_probability)) {
-    worker_died(worker, DeathKind::kSignalled);
+  const auto found = actors_.find(number);
+  if (found == actors_.end() || !objects_.runs(worker)) co_return;
+  if (loop_.random().chance(objects_.options().crash_probability)) {
+    end_worker(worker, DeathKind::kSignalled);
     co_return;
   }
   found->second.created = true;
   scheduler_.actor_created(worker);
   wire::ActorCreatedReport report;
-  report.actor = id;
-  report.incarnation = incarnation;
-  report.address = {workers_.at(worker), id_};
+  report.actor = found->second.order.spec.actor;
+  report.incarnation = found->second.order.incarnation;
+  report.address = address_of(id_, worker);
   report.ok = true;
   tell(ControlMethod::kActorCreated, report);
   pump();
 }
 
+void SimNode::out_of_scope(const ActorId& actor) {
+  tell(ControlMethod::kActorOutOfScope, wire::ActorRef{actor});
+}
+
+std::pair<ProcessNumber, ActorId> SimNode::some_actor(const JobId& job) {
+  std::vector<std::pair<ProcessNumber, ActorId>> those;
+  for (const auto& [number, actor] : actors_)
+    if (actor.created && actor.order.spec.job == job && objects_.runs(actor.worker))
+      those.emplace_back(actor.worker, actor.order.spec.actor);
+  if (those.empty()) return {};
+  return those[loop_.random().below(those.size())];
+}
+
 std::vector<SimNode::ActorView> SimNode::running_actors() const {
   std::vector<ActorView> out;
-  for (const auto& [id, actor] : actors_) {
-    const auto worker = workers_.find(actor.worker);
-    if (worker != workers_.end()) out.push_back({id, actor.incarnation, worker->second});
+  for (const auto& [number, actor] : actors_) {
+    if (actor.worker == 0 || !objects_.runs(actor.worker)) continue;
+    out.push_back({actor.order.spec.actor, actor.order.incarnation, address_of(id_, actor.worker).worker});
   }
   return out;
 }
@@ -481,47 +469,52 @@ void SimNode::pump() {
   for (const node::Eviction& eviction : decisions.evictions) tasks_.spawn(evict(eviction.worker));
   for (const node::StartWorker& start : decisions.starts) {
     starting_.insert(start.worker);
-    tasks_.spawn(start_worker(start.worker));
+    tasks_.spawn(start_worker(start));
   }
   for (const node::StopWorker& stop : decisions.stops) tasks_.spawn(stop_worker(stop));
-  for (const node::Recall& recall : decisions.recalls) tasks_.spawn(deliver_recall(recall));
-  for (const node::Grant& grant : decisions.grants) {
-    const auto driver = drivers_.find(grant.owner);
-    if (driver == drivers_.end()) {
-      if (problem_.empty()) problem_ = "a lease is granted to a process that is gone";
-      continue;
-    }
-    if (!workers_.contains(grant.worker) && problem_.empty())
-      problem_ = "a lease of a worker that does not run";
-    tasks_.spawn(grant.shape_id >= kFirstGroupShape ? work_in_group(driver->second, grant)
-                                                    : hold_lease(driver->second, grant));
+  for (const node::Recall& recall : decisions.recalls) {
+    if (loop_.random().chance(0.02)) continue;  // never answered: the lease ends with the owner's work
+    objects_.tell(recall.owner, {.kind = Message::Kind::kRecall, .token = recall.lease});
   }
+  for (const node::Grant& one : decisions.grants) grant(one);
   for (const node::ActorPlacement& placement : decisions.placements) {
-    for (auto& [id, actor] : actors_) {
-      if (actor.number != placement.actor) continue;
-      actor.worker = placement.worker;
-      tasks_.spawn(construct(id, actor.incarnation, placement.worker));
-    }
+    actors_.at(placement.actor).worker = placement.worker;
+    if (SimProcess* worker = objects_.find(placement.worker)) worker->become_actor();
+    tasks_.spawn(construct(placement.actor, placement.worker));
   }
-  for (const node::Refusal& refusal : decisions.refusals) {
-    if (refusal.owner != 0) {  // the driver asks again with its next demand, but not for a group that is gone
-      const auto driver = drivers_.find(refusal.owner);
-      if (driver != drivers_.end() && refusal.why == node::Refusal::Why::kGroupRemoved)
-        driver->second->in_groups.at(refusal.shape_id).group = PlacementGroupId::nil();
-      continue;
-    }
-    for (auto& [id, actor] : actors_) {
-      if (actor.number != refusal.shape_id) continue;
-      const ActorId refused = id;
-      const uint64_t incarnation = actor.incarnation;
-      scheduler_.cancel_actor(actor.number);
-      actors_.erase(refused);
-      report_death(refused, incarnation, WorkerId::nil(), DeathKind::kSignalled);
-      break;
-    }
-  }
+  for (const node::Refusal& refusal : decisions.refusals) refuse(refusal);
   if (const std::optional<int64_t> next = scheduler_.next_deadline(now_us()))
     pump_timer_.start_at(rt::TimePoint(std::chrono::microseconds(std::max(*next, now_us() + 1))));
+}
+
+/// Either may have ended, if the daemon has not noticed.
+void SimNode::grant(const node::Grant& grant) {
+  if (!objects_.is_known(grant.owner)) {
+    problem_ = "a lease is granted to a process that is gone";
+  } else if (!objects_.is_known(grant.worker)) {
+    problem_ = "a lease of a worker that does not run";
+  } else {
+    objects_.link(grant.owner, grant.worker);
+    objects_.tell(
+        grant.owner,
+        {.kind = Message::Kind::kGrant, .count = grant.shape_id, .token = grant.lease, .who = grant.worker});
+  }
+}
+
+void SimNode::refuse(const node::Refusal& refusal) {
+  if (refusal.owner != 0) {  // it asks again, but not for a group that is gone
+    const bool gone = refusal.why == node::Refusal::Why::kGroupRemoved;
+    if (const auto driver = drivers_.find(refusal.owner); driver != drivers_.end() && gone)
+      driver->second->groups.at(refusal.shape_id) = PlacementGroupId::nil();
+    objects_.tell(refusal.owner, {.kind = Message::Kind::kRefused, .token = refusal.shape_id, .gone = gone});
+    return;
+  }
+  const auto actor = actors_.find(refusal.shape_id);
+  if (actor == actors_.end()) return;
+  const wire::StartActor order = std::move(actor->second.order);
+  scheduler_.cancel_actor(refusal.shape_id);
+  actors_.erase(actor);
+  report_death(order.spec.actor, order.incarnation, WorkerId::nil(), DeathKind::kSignalled);
 }
 
 }  // namespace skate::sim

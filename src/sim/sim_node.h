@@ -1,16 +1,14 @@
-// SimNode: a node daemon without processes: the real Scheduler and the real rpc client around workers and
-// drivers that are a few numbers each. Work takes virtual time; workers crash; what processes tell their
-// daemon is late, and comes twice.
+// SimNode: a node daemon without an operating system: the real Scheduler, the real AdoptedObjects (in
+// SimObjects) and the real rpc client around processes that are SimProcesses. Work takes virtual time;
+// workers crash; what processes and control tell each other is late, and may come twice.
 #pragma once
 
 #include <map>
 #include <set>
 #include <string>
 
-#include "node/scheduler/scheduler.h"
 #include "rpc/client.h"
-#include "rt/sim_loop.h"
-#include "rt/task_group.h"
+#include "sim/sim_objects.h"
 #include "wire/archive.h"
 #include "wire/control_messages.h"
 
@@ -21,7 +19,7 @@ struct SimNodeOptions {
   rpc::ClusterKey key;
   std::string release;
   int64_t cpus = 4;
-  double worker_crash_probability = 0;  ///< for each task or constructor
+  SimObjectsOptions objects = {};
 };
 
 /// A driver's work, and what became of it. Outlives the node that runs it.
@@ -36,10 +34,10 @@ struct DriverPlan {
   bool lost{};  ///< its node crashed
 };
 
-class SimNode {
+class SimNode final : private SimDaemon {
  public:
-  SimNode(rt::SimLoop& loop, rt::Network& network, SimNodeOptions options);
-  ~SimNode();
+  SimNode(rt::SimLoop& loop, rt::Network& network, SimNodeOptions options, ObjectCounts& counts);
+  ~SimNode() override;
 
   void start();
   void run_driver(DriverPlan* plan);
@@ -48,7 +46,7 @@ class SimNode {
   void remove_groups();
   void kill_actor(const ActorId& actor);
   /// No worker crashes from now on.
-  void calm_down() { options_.worker_crash_probability = 0; }
+  void calm_down() { objects_.options().crash_probability = 0; }
 
   struct ActorView {
     ActorId actor;
@@ -58,31 +56,20 @@ class SimNode {
   std::vector<ActorView> running_actors() const;
   const NodeId& id() const { return id_; }
   const node::Scheduler& scheduler() const { return scheduler_; }
+  SimObjects& objects() { return objects_; }
   bool refused() const { return refused_; }
   /// Empty, or what is wrong.
-  std::string problem() const { return problem_; }
+  std::string problem() const { return problem_.empty() ? objects_.problem() : problem_; }
 
  private:
-  using ProcessNumber = node::ProcessNumber;
-  struct GroupWork {
-    PlacementGroupId group;  ///< nil once removed
-    uint32_t left{};
-  };
   struct Driver {
     ProcessNumber number{};
-    WorkerId id;
     JobId job;
     DriverPlan* plan{};
-    uint32_t left{};
-    uint32_t running{};
-    std::set<node::LeaseNumber> leases;
-    std::set<node::LeaseNumber> recalled;
-    std::map<uint64_t, GroupWork> in_groups;  ///< by shape
+    std::map<uint64_t, PlacementGroupId> groups;  ///< by shape; nil once removed
     rt::Event end;
   };
   struct Actor {
-    uint64_t incarnation{};
-    uint64_t number{};
     ProcessNumber worker{};  ///< 0 while it waits for one
     bool created{};
     wire::StartActor order;
@@ -91,47 +78,49 @@ class SimNode {
   rt::Task<void> drive(std::shared_ptr<Driver> driver);
   rt::Task<void> make_actor(std::shared_ptr<Driver> driver, uint32_t index);
   rt::Task<void> make_group(std::shared_ptr<Driver> driver, uint64_t shape);
-  rt::Task<void> hold_lease(std::shared_ptr<Driver> driver, node::Grant grant);
-  rt::Task<void> work_in_group(std::shared_ptr<Driver> driver, node::Grant grant);
-  rt::Task<void> evict(ProcessNumber worker);
   rt::Task<void> report_loop();
-  rt::Task<void> deliver_recall(node::Recall recall);
-  rt::Task<void> start_worker(ProcessNumber worker);
+  rt::Task<void> start_worker(node::StartWorker start);
   rt::Task<void> stop_worker(node::StopWorker stop);
-  rt::Task<void> construct(ActorId actor, uint64_t incarnation, ProcessNumber worker);
+  rt::Task<void> kill_later(ProcessNumber worker);
+  rt::Task<void> evict(ProcessNumber worker);
+  rt::Task<void> construct(uint64_t actor, ProcessNumber worker);
   rt::Task<Result<void>> greet(rpc::Client* client);
   rt::Task<void> tell_control(wire::ControlMethod method, std::string body);
   rt::Task<void> short_delay();
 
-  void demand(Driver& driver);
-  void demand_in_group(Driver& driver, uint64_t shape);
+  void on_message(ProcessNumber from, const Message& message) override;
+  void buried(ProcessNumber process, wire::DeathKind kind) override;
+  void works(ProcessNumber worker, bool at_work) override;
+  void out_of_scope(const ActorId& actor) override;
+  std::pair<ProcessNumber, ActorId> some_actor(const JobId& job) override;
+
   void remove_group(Driver& driver, uint64_t shape);
-  void worker_died(ProcessNumber worker, wire::DeathKind kind);
+  void end_worker(ProcessNumber worker, wire::DeathKind kind);
   void report_death(const ActorId& actor, uint64_t incarnation, const WorkerId& worker, wire::DeathKind kind);
   void on_command(uint16_t topic, const std::string& body);
   void start_actor(wire::StartActor order);
   void stop_actor(const wire::StopActor& order);
   void pump();
+  void grant(const node::Grant& grant);
+  void refuse(const node::Refusal& refusal);
   int64_t now_us() const { return loop_.now().time_since_epoch() / std::chrono::microseconds(1); }
-  template <class AnyId>
-  AnyId random_id();
-  template <class Message>
-  void tell(wire::ControlMethod method, const Message& message) {
-    tasks_.spawn(tell_control(method, wire::encode(message)));
+  template <class Request>
+  void tell(wire::ControlMethod method, const Request& request) {
+    tasks_.spawn(tell_control(method, wire::encode(request)));
   }
 
   rt::SimLoop& loop_;
   SimNodeOptions options_;
-  NodeId id_;
+  const NodeId id_;
   node::Scheduler scheduler_;
   std::string problem_;
   bool refused_ = false;
   bool pumping_ = false;
   std::map<ProcessNumber, std::shared_ptr<Driver>> drivers_;  // shared with their coroutines
-  std::map<ProcessNumber, WorkerId> workers_;                 // those that run
   std::set<ProcessNumber> starting_;
   std::set<ProcessNumber> ended_early_;  // stopped before they were up
-  std::map<ActorId, Actor> actors_;
+  std::set<ProcessNumber> asked_to_exit_;
+  std::map<uint64_t, Actor> actors_;
   std::map<ActorId, uint64_t> may_start_;  // the lowest incarnation that still may
   uint64_t last_actor_ = 0;
   uint64_t reports_ = 0;
@@ -139,6 +128,7 @@ class SimNode {
   wire::Resources reported_;
   rt::Timer pump_timer_;
   rpc::Client client_;
+  SimObjects objects_;
   rt::TaskGroup tasks_;
 };
 

@@ -1,5 +1,5 @@
 // The rules at the head of object_table.h one by one. All of them at once, with processes that pass refs on,
-// drop them, hand over and die: src/sim/ownership_sim.h.
+// drop them, hand over and die: src/sim/sim_objects.h.
 #include "worker/ownership/object_table.h"
 
 #include <gmock/gmock.h>
