@@ -288,7 +288,7 @@ class Runtime final : private OwnershipEffects {
   static std::optional<ParsedResult> parse_result(wire::RecordReader& reader);
   void encode_result(std::string& out, const OutgoingValue& value) const;
   void give_back_results(Peer* from, const wire::TaskDone& done, wire::RecordReader& reader);
-  void accept_result(Entry* entry, const ParsedResult& result, Peer* from, std::vector<Entry*>& contained);
+  bool accept_result(Entry* entry, const ParsedResult& result, Peer* from, std::vector<Entry*>& foreign);
 
   // submitting (submit.cc)
   TaskRecord* new_task();

@@ -462,15 +462,14 @@ void Runtime::task_done(Peer* from, std::span<const uint8_t> body) {
 
 /// Of an attempt that is retried: nobody reads its exception, but that may hold refs.
 void Runtime::give_back_results(Peer* from, const wire::TaskDone& done, wire::RecordReader& reader) {
-  bool holds_refs = false;
+  bool any_foreign = false;
   std::vector<Entry*> foreign;
   for (uint32_t i = 0; i < done.result_count; ++i) {
     std::optional<ParsedResult> result = parse_result(reader);
     if (!result) break;
-    holds_refs = holds_refs || !result->contained.empty();
-    accept_result(nullptr, *result, from, foreign);
+    if (accept_result(nullptr, *result, from, foreign)) any_foreign = true;
   }
-  if (holds_refs) results_taken(from, done.token);
+  if (any_foreign) results_taken(from, done.token);
 }
 
 void Runtime::complete(TaskRecord* task, Peer* from, const wire::TaskDone& done, wire::RecordReader& reader) {
@@ -491,6 +490,7 @@ void Runtime::complete(TaskRecord* task, Peer* from, const wire::TaskDone& done,
     attempt_failed(task, from->death, false);
     return;
   }
+  bool any_foreign = false;
   std::vector<Entry*> foreign;
   for (uint32_t i = 0; i < done.result_count; ++i) {
     std::optional<ParsedResult> result = parse_result(reader);
@@ -502,7 +502,7 @@ void Runtime::complete(TaskRecord* task, Peer* from, const wire::TaskDone& done,
     if (is_item) end_stream(task, task->stream->arrived, Blob::copy(result->value));
     if (entry == nullptr && result->header.kind == wire::ResultKind::kStored)
       store_->erase(wire::result_id(task->id, i));
-    accept_result(entry, *result, from, foreign);
+    if (accept_result(entry, *result, from, foreign)) any_foreign = true;
     if (is_item && !task->stream->abandoned && entry != nullptr && entry->contained)
       objects_.contain(task->stream->items.back(), *entry->contained);
   }
@@ -513,7 +513,7 @@ void Runtime::complete(TaskRecord* task, Peer* from, const wire::TaskDone& done,
     if (entry == nullptr || entry->ready()) continue;
     resolve_inline(entry, lost_object_error(entry->id, "its task ended without this result"), true);
   }
-  if (!foreign.empty() &&
+  if (any_foreign &&
       objects_.register_then(foreign, from, {Obligation::Kind::kResultsTaken, from, done.token, {}}))
     results_taken(from, done.token);
   if (done.holds_refs != 0) {

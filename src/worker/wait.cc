@@ -249,9 +249,12 @@ void Runtime::encode_result(std::string& out, const OutgoingValue& value) const 
   for (const Entry* entry : value.contained) writer.put(wire::ObjectRecord{entry->id, owner_of(entry)});
 }
 
-/// `entry` may be null: the object is no longer wanted, but what came with it must be given back.
-void Runtime::accept_result(Entry* entry, const ParsedResult& result, Peer* from,
+/// `entry` may be null: the object is no longer wanted, but what came with it must be given back. Refs inside
+/// that a third process owns are to be registered; true if there were any, though none may be wanted: `from`
+/// holds them until it hears kResultsTaken.
+bool Runtime::accept_result(Entry* entry, const ParsedResult& result, Peer* from,
                             std::vector<Entry*>& foreign) {
+  bool any_foreign = false;
   std::vector<Entry*> inner;
   for (const wire::ObjectRecord& record : result.contained) {
     Peer* owner = peer_of(record.owner);
@@ -260,15 +263,16 @@ void Runtime::accept_result(Entry* entry, const ParsedResult& result, Peer* from
     objects_.pin(found);
     if (owner == from && from != nullptr) objects_.received_grant(found, 1);
     inner.push_back(found);
-    if (owner != nullptr && owner != from) foreign.push_back(found);
+    if (owner == nullptr || owner == from) continue;
+    any_foreign = true;
+    if (entry != nullptr) foreign.push_back(found);
   }
   if (entry != nullptr) objects_.contain(entry, inner);
   if (from == &self_)
     for (Entry* found : inner)
       if (found->owner == nullptr) objects_.take_back(found->id, from, 1);
-  if (entry == nullptr && !foreign.empty()) foreign.clear();  // not kept, so not registered
   for (Entry* found : inner) objects_.unpin(found);
-  if (entry == nullptr) return;
+  if (entry == nullptr) return any_foreign;
   entry->size_bytes = result.header.value_bytes;
   entry->is_error = result.header.is_error != 0;
   if (result.header.kind == wire::ResultKind::kInline) {
@@ -278,6 +282,7 @@ void Runtime::accept_result(Entry* entry, const ParsedResult& result, Peer* from
     entry->state.store(ObjectState::kStored, std::memory_order_release);
     resolved(entry);
   }
+  return any_foreign;
 }
 
 void Runtime::answer_get(Peer* to, Entry* entry) {

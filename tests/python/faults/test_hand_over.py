@@ -85,6 +85,26 @@ def test_a_worker_goes_and_its_values_stay():
     check(refs, ["mine", "too"])
 
 
+@skate.remote(max_calls=1, num_cpus=0, num_returns=2)
+def leave_with_two(refs):
+    return [os.getpid(), *refs], refs
+
+
+def test_a_result_that_nobody_wants_does_not_keep_its_worker():
+    @skate.remote(num_cpus=0)
+    class Third:
+        def put(self):
+            return [skate.put("of a third")]
+
+    third = Third.remote()
+    wanted, unwanted = leave_with_two.remote(skate.get(third.put.remote()))
+    del unwanted
+    pid, ref = skate.get(wanted)
+    assert Process(pid).has_ended(60)
+    assert skate.get(ref) == "of a third"
+    skate.kill(third)
+
+
 def test_what_it_left_travels_and_is_kept_by_others():
     @skate.remote(num_cpus=0)
     class Keeper:
