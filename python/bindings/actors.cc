@@ -290,7 +290,8 @@ PyObject* py_create_actor(PyObject*, PyObject* args) {
     return nullptr;
   Result<Runtime::CreatedActor> created = [&] {
     WithoutGil released;
-    return runtime->create_actor(std::move(spec), std::move(arguments), std::move(pinned), get_if_exists);
+    return runtime->create_actor(std::move(spec), std::move(arguments), std::move(pinned), get_if_exists,
+                                 interrupted);
   }();
   if (!created.ok()) {
     if (created.error().code == ErrorCode::kExists) {

@@ -163,9 +163,10 @@ PyObject* from_ready(Runtime& runtime, const worker::ReadyValue& value, Entry* o
                      worker::IncomingTask* task);
 PyObject* from_argument(Runtime& runtime, worker::IncomingTask& task,
                         const worker::IncomingTask::Arg& argument);
-/// Waits for entries; false with a Python error set (signal or timeout).
+/// Waits for `count` of the entries, or until one is an error where that is to end it; false with a Python
+/// error set (by a signal).
 bool wait_for(Runtime& runtime, std::span<Entry* const> entries, size_t count, Clock::time_point until,
-              bool* timed_out);
+              bool* timed_out, bool until_error = false);
 Clock::time_point deadline_of(PyObject* timeout, bool* failed);
 PyObject* raise_system_error(const char* kind, const std::map<std::string, std::string>& fields);
 PyObject* call_hook(const char* module, const char* name, PyObject* const* args, size_t count);

@@ -211,13 +211,13 @@ Clock::time_point deadline_of(PyObject* timeout, bool* failed) {
 }
 
 bool wait_for(Runtime& runtime, std::span<Entry* const> entries, size_t count, Clock::time_point until,
-              bool* timed_out) {
+              bool* timed_out, bool until_error) {
   *timed_out = false;
   for (;;) {
     WaitOutcome outcome;
     {
       WithoutGil released;
-      outcome = runtime.wait(entries, count, until);
+      outcome = until_error ? runtime.wait_for_all(entries, until) : runtime.wait(entries, count, until);
     }
     if (outcome == WaitOutcome::kReady) return true;
     if (PyErr_CheckSignals() != 0) return false;
@@ -285,7 +285,9 @@ PyObject* py_get(PyObject*, PyObject* const* args, Py_ssize_t count) {
     }
     return value_of(*runtime, entry, until);
   }
-  Object list(PySequence_Fast(args[0], "get takes an ObjectRef or a list of them"));
+  // A tuple of its own: while this waits, or loads a value, somebody may change the caller's list.
+  Object list(PyList_Check(args[0]) ? PyList_AsTuple(args[0])
+                                    : PySequence_Fast(args[0], "get takes an ObjectRef or a list of them"));
   if (!list) return nullptr;
   Py_ssize_t size = PySequence_Fast_GET_SIZE(list.get());
   std::vector<Entry*> entries(static_cast<size_t>(size));
@@ -306,7 +308,7 @@ PyObject* py_get(PyObject*, PyObject* const* args, Py_ssize_t count) {
     std::sort(unique.begin(), unique.end());
     unique.erase(std::unique(unique.begin(), unique.end()), unique.end());
     bool timed_out;
-    if (!wait_for(*runtime, unique, unique.size(), until, &timed_out)) return nullptr;
+    if (!wait_for(*runtime, unique, unique.size(), until, &timed_out, true)) return nullptr;
     if (timed_out) {
       size_t missing = 0;
       const Entry* first = nullptr;
@@ -321,6 +323,10 @@ PyObject* py_get(PyObject*, PyObject* const* args, Py_ssize_t count) {
                                           " values were not there in time" + example}});
     }
   }
+  // The first error that is there is raised at once, whether or not the others are.
+  if (ready < entries.size())
+    for (Entry* entry : entries)
+      if (entry->ready() && entry->is_error) return value_of(*runtime, entry, until);
   Object out(PyList_New(size));
   if (!out) return nullptr;
   for (Py_ssize_t i = 0; i < size; ++i) {
@@ -340,6 +346,27 @@ bool names_one_twice(PyObject* list) {
   return false;
 }
 
+/// One pass of wait() over its list marks each ref that it sees.
+struct Pass {
+  uint64_t number, first, age;
+  // Nothing is special about a ref whose `seen` is of this connection and not of this pass.
+  bool is_plain(const RefObject* ref) const { return ref->seen - first < age; }
+};
+
+/// Marks refs and copies them, until one is not plain; how many. A function of its own, so that the loop has
+/// the registers to itself: it runs once for each ref of each wait.
+[[gnu::noinline]] Py_ssize_t copy_plain(PyObject* const* items, Py_ssize_t size, PyObject** out, Pass pass) {
+  const PyTypeObject* const type = ref_type;
+  for (Py_ssize_t i = 0; i < size; ++i) {
+    PyObject* item = items[i];
+    auto* ref = reinterpret_cast<RefObject*>(item);
+    if (Py_TYPE(item) != type || !pass.is_plain(ref)) return i;
+    ref->seen = pass.number;
+    out[i] = Py_NewRef(item);
+  }
+  return size;
+}
+
 /// The first `take` refs of the list that are ready, and the others, in one pass over them, as a wait is
 /// often repeated with a long rest. False with a Python error set; `taken` is less if fewer are ready, and
 /// the lists are then not complete.
@@ -352,23 +379,22 @@ bool split_ready(PyObject* list, Py_ssize_t take, Object& done, Object& rest, Py
     PyErr_SetString(PyExc_RuntimeError, "the list of refs changed while wait ran");
     return false;
   }
-  // All in locals, for the loops to keep them in registers: they run once for each ref of each wait.
-  const PyTypeObject* const type = ref_type;
-  const uint64_t pass = ++wait_pass.current, first = wait_pass.first, age = pass - first;
+  const uint64_t number = ++wait_pass.current;
+  const Pass pass{number, wait_pass.first, number - wait_pass.first};
   PyObject* const* const items = &PyList_GET_ITEM(list, 0);
   bool twice = false;   // one ref object was met twice
   bool shared = false;  // there are refs that may be of one object although they are two
-  // Nothing is special about a ref whose `seen` is of this connection and not of this pass.
-  auto plain = [type, first, age](PyObject* item) {
-    return Py_TYPE(item) == type && reinterpret_cast<RefObject*>(item)->seen - first < age;
-  };
-  auto look_closely = [&twice, &shared, pass](PyObject* item, Py_ssize_t i) {
+  auto look = [&twice, &shared, &pass](PyObject* item, Py_ssize_t i) {
     if (!is_ref(item)) {
       PyErr_Format(PyExc_TypeError, "wait takes ObjectRefs; element %zd is a %s", i, Py_TYPE(item)->tp_name);
       return false;
     }
-    const bool again = reinterpret_cast<RefObject*>(item)->seen == pass;
-    (again ? twice : shared) = true;
+    auto* ref = reinterpret_cast<RefObject*>(item);
+    if (pass.is_plain(ref)) {
+      ref->seen = pass.number;
+      return true;
+    }
+    (ref->seen == pass.number ? twice : shared) = true;
     return entry_of(item) != nullptr;
   };
   PyObject** ready = &PyList_GET_ITEM(done.get(), 0);
@@ -378,23 +404,19 @@ bool split_ready(PyObject* list, Py_ssize_t take, Object& done, Object& rest, Py
   Py_ssize_t i = 0;
   for (; i < size && taken < take; ++i) {
     PyObject* item = items[i];
-    auto* ref = reinterpret_cast<RefObject*>(item);
-    if (plain(item))
-      ref->seen = pass;
-    else if (!look_closely(item, i))
-      return false;
-    if (ref->entry->ready())
+    if (!look(item, i)) return false;
+    if (reinterpret_cast<RefObject*>(item)->entry->ready())
       ready[taken++] = Py_NewRef(item);
     else if (other != other_end)
       *other++ = Py_NewRef(item);
   }
-  for (; i < size; ++i) {
-    PyObject* item = items[i];
-    if (plain(item))
-      reinterpret_cast<RefObject*>(item)->seen = pass;
-    else if (!look_closely(item, i))
-      return false;
-    *other++ = Py_NewRef(item);
+  while (i < size) {
+    const Py_ssize_t copied = copy_plain(items + i, size - i, other, pass);
+    i += copied;
+    other += copied;
+    if (i == size) break;
+    if (!look(items[i], i)) return false;
+    *other++ = Py_NewRef(items[i++]);
   }
   if (twice || (shared && names_one_twice(list))) {
     PyErr_SetString(PyExc_ValueError, "wait takes each ObjectRef once; the list holds one of them twice");

@@ -42,6 +42,15 @@ bool get_text(PyObject* options, const char* name, std::string& out) {
   out.assign(text, static_cast<size_t>(size));
   return true;
 }
+bool get_bytes(PyObject* options, const char* name, std::string& out) {
+  PyObject* value = PyDict_GetItemString(options, name);
+  if (value == nullptr) return true;
+  char* data;
+  Py_ssize_t size;
+  if (PyBytes_AsStringAndSize(value, &data, &size) != 0) return false;
+  out.assign(data, static_cast<size_t>(size));
+  return true;
+}
 bool get_flag(PyObject* options, const char* name, bool& out) {
   PyObject* value = PyDict_GetItemString(options, name);
   if (value == nullptr) return true;
@@ -65,7 +74,8 @@ bool spec_from_options(PyObject* options, TaskSpec& spec, int64_t* arity_min, in
       !get_text(options, "concurrency_group", spec.group) ||
       !get_text(options, "runtime_env", spec.shape.runtime_env) ||
       !get_text(options, "scheduling", spec.shape.scheduling) ||
-      !get_flag(options, "retry_exceptions", spec.retry_exceptions))
+      !get_flag(options, "retry_exceptions", spec.retry_exceptions) ||
+      !get_bytes(options, "retry_classes", spec.retry_classes))
     return false;
   spec.num_returns = static_cast<uint32_t>(num_returns);
   spec.max_calls = static_cast<uint32_t>(max_calls);
@@ -91,6 +101,10 @@ bool build_arguments(Runtime& runtime, PyObject* const* args, size_t count, PyOb
       const char* name =
           PyUnicode_AsUTF8AndSize(PyTuple_GET_ITEM(keyword_names, static_cast<Py_ssize_t>(i - count)), &size);
       if (name == nullptr) break;
+      if (size > 0xFFFF) {
+        PyErr_SetString(PyExc_ValueError, "the name of a keyword argument has more than 65535 bytes");
+        break;
+      }
       argument.keyword.assign(name, static_cast<size_t>(size));
     }
     if (is_ref(args[i])) {

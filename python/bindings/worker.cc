@@ -1,13 +1,17 @@
 // The worker's side in Python: the loop of the main thread, running tasks and actor calls, their context.
 #include <pthread.h>
 #include <signal.h>
+#include <strings.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include <cstdlib>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <sstream>
 
 #include "bindings/bindings.h"
+#include "wire/accelerators.h"
 
 namespace skate::bindings {
 
@@ -17,13 +21,14 @@ using TaskPtr = std::shared_ptr<IncomingTask>;
 
 namespace {
 
-constexpr size_t kMethodsMax = 4096;  // remembered, each with what its calls are retried on
+constexpr size_t kMethodsMax = 4096;  // remembered: a class may answer to any name
 
 thread_local TaskPtr running;  // of this thread
 pthread_t main_thread;
 TaskPtr main_task;           // what the main thread runs; guarded by main_task_mutex
 std::mutex main_task_mutex;  // shared with the thread that delivers cancellations
-int exit_code = -1;          // set: the worker ends after the current task
+int exit_code = -1;          // set: the worker ends after the calls that run
+int calls_running = 0;       // guarded by the GIL
 wire::Death exit_reason;     // told to the daemon then; both guarded by the GIL
 bool exit_waits = false;     // ... once its daemon has what others need of it
 
@@ -34,12 +39,12 @@ struct ActorState {
   PyObject* instance = nullptr;
   std::map<std::string, PyObject*> methods;  // guarded by the GIL
   std::shared_ptr<const wire::LeaseInfo> lease;
+  std::string
+      shown;  ///< beside its output: the repr() of a class that has one of its own, or the class's name
   bool alive = false;
 };
 ActorState actor;
 PyObject* unflushed = nullptr;  // a bytearray: which of stdout and stderr hold text back
-uint64_t calls_done = 0;
-const void* counted_function = nullptr;
 
 PyObject* hook(const char* name) {
   static std::map<std::string, PyObject*> hooks;
@@ -104,8 +109,10 @@ bool error_value(Runtime& runtime, IncomingTask& task, PyObject* exception, PyOb
                  OutgoingValue& out, bool* retry) {
   *retry = false;
   if (task.header.retry_exceptions != 0 && !PyErr_GivenExceptionMatches(exception, PyExc_KeyboardInterrupt)) {
-    PyObject* args[] = {exception, callable == nullptr ? Py_None : callable};
-    Object answer(PyObject_Vectorcall(hook("should_retry"), args, 2, nullptr));
+    Object classes(PyBytes_FromStringAndSize(task.retry_classes.data(),
+                                             static_cast<Py_ssize_t>(task.retry_classes.size())));
+    PyObject* args[] = {exception, callable == nullptr ? Py_None : callable, classes.get()};
+    Object answer(classes ? PyObject_Vectorcall(hook("should_retry"), args, 3, nullptr) : nullptr);
     if (!answer)
       PyErr_WriteUnraisable(callable);
     else
@@ -152,8 +159,19 @@ void end_by_system_exit(PyObject* exception) {
   end_worker(code, actor.alive && code == 0 ? wire::DeathKind::kIntended : wire::DeathKind::kExited, why);
 }
 
+/// Results that were made for nothing.
+void give_up_results(Runtime& runtime, const IncomingTask& task, std::vector<OutgoingValue>& results) {
+  for (size_t i = 0; i < results.size(); ++i) {
+    runtime.unpin_all(results[i].contained);
+    if (!results[i].inline_value) runtime.store().erase(wire::result_id(task.header.task, i));
+  }
+  results.clear();
+}
+
 /// Answers the task with the pending Python exception, or ends the worker where that is what it means.
-void finish_with_error(Runtime& runtime, const TaskPtr& task, PyObject* callable) {
+/// `results` are those that it made before, which stay unless its owner tries it again.
+void finish_with_error(Runtime& runtime, const TaskPtr& task, PyObject* callable,
+                       std::vector<OutgoingValue> results = {}, bool worker_exits = false) {
   Object exception = take_exception();
   flush_output();
   if (PyErr_GivenExceptionMatches(exception.get(), hook("ActorExitRequest"))) {
@@ -177,58 +195,72 @@ void finish_with_error(Runtime& runtime, const TaskPtr& task, PyObject* callable
   wire::TaskStatus status = interrupted ? wire::TaskStatus::kCancelled
                             : retry     ? wire::TaskStatus::kRaisedRetryable
                                         : wire::TaskStatus::kRaised;
-  size_t count = task->header.mode == wire::ReturnMode::kStatic ? task->header.num_returns : 1;
-  std::vector<OutgoingValue> results;
-  for (size_t i = 0; i < count; ++i) {
+  if (interrupted) give_up_results(runtime, *task, results);
+  const size_t count = task->header.mode == wire::ReturnMode::kStatic ? task->header.num_returns : 1;
+  const size_t good = results.size();
+  for (size_t i = good; i < count; ++i) {
     OutgoingValue copy;
     copy.inline_value = error.inline_value;
     copy.size_bytes = error.size_bytes;
     copy.is_error = true;
     copy.contained = error.contained;
-    if (i != 0)
+    if (i != good)
       for (Entry* entry : error.contained) runtime.pin(entry);  // each result holds its refs by itself
     results.push_back(std::move(copy));
   }
-  if (count == 0) runtime.unpin_all(error.contained);
-  runtime.finish(task, status, std::move(results), false);
+  if (good >= count) runtime.unpin_all(error.contained);
+  runtime.finish(task, status, std::move(results), worker_exits);
+}
+
+/// Appends a result to `out`.
+bool encode_result(Runtime& runtime, const IncomingTask& task, PyObject* value,
+                   std::vector<OutgoingValue>& out) {
+  const ObjectId id = wire::result_id(task.header.task, out.size());
+  OutgoingValue result;
+  if (!to_blob(runtime, value, result, &id)) return false;
+  out.push_back(std::move(result));
+  return true;
+}
+
+/// What a generator yields, as so many results. On an error those that it had yielded before are in `out`.
+bool encode_yielded(Runtime& runtime, IncomingTask& task, PyObject* iterator,
+                    std::vector<OutgoingValue>& out) {
+  const uint32_t wanted = task.header.num_returns;
+  while (out.size() < wanted) {
+    Object item(PyIter_Next(iterator));
+    if (!item && PyErr_Occurred() != nullptr) return false;
+    if (!item) {
+      PyErr_Format(PyExc_ValueError, "the task has num_returns=%u but yielded %zu values", wanted,
+                   out.size());
+      return false;
+    }
+    if (!encode_result(runtime, task, item.get(), out)) return false;
+  }
+  return true;  // what it would yield beyond that is not asked for
 }
 
 bool encode_results(Runtime& runtime, IncomingTask& task, PyObject* value, std::vector<OutgoingValue>& out) {
   uint32_t wanted = task.header.num_returns;
-  if (wanted == 1) {
-    ObjectId id = wire::result_id(task.header.task, 0);
-    out.resize(1);
-    return to_blob(runtime, value, out[0], &id);
-  }
+  if (wanted == 1)
+    return PyGen_Check(value) ? encode_yielded(runtime, task, value, out)
+                              : encode_result(runtime, task, value, out);
   if (wanted == 0) return true;
-  Object items(PySequence_Check(value) && !PyUnicode_Check(value) ? PySequence_Fast(value, "") : nullptr);
-  if (!items && PyIter_Check(value)) {
-    PyErr_Clear();
-    items = Object(PySequence_List(value));
-    if (!items) return false;
-  }
-  if (!items) {
-    PyErr_Clear();
+  if (PyIter_Check(value)) return encode_yielded(runtime, task, value, out);
+  Object items(PySequence_Fast(value, ""));  // of a string the characters, of a dict the keys
+  if (!items && PyErr_ExceptionMatches(PyExc_TypeError) && Py_TYPE(value)->tp_iter == nullptr)
     PyErr_Format(PyExc_ValueError, "the task has num_returns=%u but returned a %s, which is no sequence",
                  wanted, Py_TYPE(value)->tp_name);
-    return false;
-  }
+  if (!items) return false;
   Py_ssize_t size = PySequence_Fast_GET_SIZE(items.get());
   if (size != static_cast<Py_ssize_t>(wanted)) {
     PyErr_Format(PyExc_ValueError, "the task has num_returns=%u but returned %zd values", wanted, size);
     return false;
   }
-  out.resize(wanted);
+  out.reserve(wanted);
   for (uint32_t i = 0; i < wanted; ++i) {
-    ObjectId id = wire::result_id(task.header.task, i);
-    if (!to_blob(runtime, PySequence_Fast_GET_ITEM(items.get(), i), out[i], &id)) {
-      for (uint32_t done = 0; done < i; ++done) {
-        runtime.unpin_all(out[done].contained);
-        if (!out[done].inline_value) runtime.store().erase(wire::result_id(task.header.task, done));
-      }
-      out.clear();
-      return false;
-    }
+    if (encode_result(runtime, task, PySequence_Fast_GET_ITEM(items.get(), i), out)) continue;
+    give_up_results(runtime, task, out);
+    return false;
   }
   return true;
 }
@@ -267,6 +299,21 @@ bool stream_results(Runtime& runtime, const TaskPtr& task, PyObject* generator) 
       return static_cast<bool>(closed);
     }
   }
+}
+
+/// num_returns="dynamic": what its generator raises is the last item, unless the task is tried again. False:
+/// the exception is still pending.
+bool yield_error(Runtime& runtime, const TaskPtr& task, PyObject* callable) {
+  if (PyErr_ExceptionMatches(PyExc_Exception) == 0) return false;
+  Object exception = take_exception();
+  OutgoingValue error;
+  bool retry = false;
+  if (error_value(runtime, *task, exception.get(), callable, error, &retry)) {
+    if (!retry && runtime.send_item(task, std::move(error))) return true;
+    runtime.unpin_all(error.contained);
+  }
+  PyErr_SetObject(reinterpret_cast<PyObject*>(Py_TYPE(exception.get())), exception.get());
+  return false;
 }
 
 /// num_returns="dynamic": the items are the stream's; the one result is a generator over their refs, which
@@ -341,20 +388,67 @@ PyObject* callable_of(const TaskPtr& task) {
   return Py_NewRef(method);
 }
 
+/// What the node's daemon calls by its place, its maker may call by a name (a UUID): as the variable that the
+/// daemon and this process were started with has it.
+std::string device_name(const char* variable, uint32_t id) {
+  static std::map<std::string, std::vector<std::string>> given;
+  auto [names, first] = given.try_emplace(variable);
+  if (const char* text = first ? std::getenv(variable) : nullptr) {
+    std::string name;
+    for (std::istringstream items(text); std::getline(items, name, ',');) {
+      std::erase(name, ' ');
+      names->second.push_back(name);
+    }
+  }
+  const std::vector<std::string>& known = names->second;
+  const bool named = id < known.size() && known[id].find_first_not_of("0123456789") != std::string::npos;
+  return named ? known[id] : std::to_string(id);
+}
+
+/// As the accelerator's own variable names it.
+std::string name_of_instance(const std::string& resource, uint32_t id) {
+  for (const wire::Accelerator& accelerator : wire::kAccelerators)
+    if (resource == accelerator.resource) return device_name(accelerator.variable, id);
+  return std::to_string(id);
+}
+
+bool is_left_alone(const wire::Accelerator& accelerator) {
+  const char* value = std::getenv(accelerator.left_alone);
+  return value != nullptr && (std::strcmp(value, "1") == 0 || ::strcasecmp(value, "true") == 0);
+}
+
+/// Instances of the lease's accelerators are what this process may see of the node's.
 void show_devices(const wire::LeaseInfo* lease, Runtime& runtime) {
-  static std::string shown = "-";
-  if (!runtime.welcome().node_resources.contains("GPU")) return;
-  std::string devices;
-  if (lease != nullptr)
-    if (auto gpus = lease->instances.find("GPU"); gpus != lease->instances.end())
-      for (uint32_t id : gpus->second) devices += (devices.empty() ? "" : ",") + std::to_string(id);
-  if (devices == shown) return;
-  shown = devices;
-  Object os(PyImport_ImportModule("os"));
-  Object environ(os ? PyObject_GetAttrString(os.get(), "environ") : nullptr);
-  Object text(PyUnicode_FromString(devices.c_str()));
-  if (!environ || !text || PyMapping_SetItemString(environ.get(), "CUDA_VISIBLE_DEVICES", text.get()) != 0)
-    PyErr_WriteUnraisable(nullptr);
+  static std::map<std::string, std::string> shown;
+  auto show = [&](const wire::Accelerator& accelerator) {
+    if (!runtime.welcome().node_resources.contains(accelerator.resource) || is_left_alone(accelerator))
+      return;
+    std::string devices;
+    if (lease != nullptr)
+      if (auto granted = lease->instances.find(accelerator.resource); granted != lease->instances.end())
+        for (uint32_t id : granted->second)
+          devices += (devices.empty() ? "" : ",") + device_name(accelerator.variable, id);
+    auto [before, first] = shown.try_emplace(accelerator.variable, devices);
+    if (!first && before->second == devices) return;
+    before->second = devices;
+    Object os(PyImport_ImportModule("os"));
+    Object environ(os ? PyObject_GetAttrString(os.get(), "environ") : nullptr);
+    Object text(PyUnicode_FromString(devices.c_str()));
+    if (!environ || !text || PyMapping_SetItemString(environ.get(), accelerator.variable, text.get()) != 0)
+      PyErr_WriteUnraisable(nullptr);
+  };
+  for (const wire::Accelerator& accelerator : wire::kAccelerators) show(accelerator);
+  static const bool has_amd_gpus = ::access(wire::kAmdDevice, F_OK) == 0;
+  if (has_amd_gpus) show(wire::kAmdGpu);
+}
+
+std::string shown_name(PyObject* instance, const std::string& class_name) {
+  if (Py_TYPE(instance)->tp_repr == PyBaseObject_Type.tp_repr) return class_name;
+  Object text(PyObject_Repr(instance));
+  const char* utf8 = text ? PyUnicode_AsUTF8(text.get()) : nullptr;
+  if (utf8 != nullptr) return utf8;
+  PyErr_WriteUnraisable(instance);
+  return class_name;
 }
 
 void create_instance(Runtime& runtime, const TaskPtr& task) {
@@ -384,6 +478,7 @@ void create_instance(Runtime& runtime, const TaskPtr& task) {
     end_worker(1, wire::DeathKind::kConstructor, "its constructor raised an exception");
     return;
   }
+  actor.shown = shown_name(instance.get(), spec.class_name);
   flush_output();
   actor.instance = instance.release();
   actor.alive = true;
@@ -403,8 +498,7 @@ void run_task(Runtime& runtime, const TaskPtr& task) {
     std::lock_guard lock(main_task_mutex);
     main_task = task;
   }
-  std::string name =
-      task->create ? task->create->spec.class_name : (actor.alive ? actor.spec.class_name : task->name);
+  std::string name = task->create ? task->create->spec.class_name : (actor.alive ? actor.shown : task->name);
   runtime.set_source(name);
   if (on_main && !actor.alive) show_devices(task->lease.get(), runtime);
   if (task->create) {
@@ -422,41 +516,35 @@ void run_task(Runtime& runtime, const TaskPtr& task) {
     named = Object();
     std::vector<OutgoingValue> results;
     bool ok = static_cast<bool>(value);
-    if (ok && actor.alive && task->cancelled.load()) {
-      // A method that was told by is_canceled and returned is cancelled all the same.
+    // A method that was told by is_canceled and returned is cancelled all the same.
+    auto is_cancelled_call = [&] {
+      if (!actor.alive || !task->cancelled.load()) return false;
       PyErr_SetNone(PyExc_KeyboardInterrupt);
-      ok = false;
-    }
+      return true;
+    };
+    ok = ok && !is_cancelled_call();
     if (ok && task->header.mode != wire::ReturnMode::kStatic) {
-      ok = stream_results(runtime, task, value.get());
-      if (ok)
-        value = task->header.mode == wire::ReturnMode::kDynamic ? Object(dynamic_value(runtime, task))
-                                                                : Object(Py_NewRef(Py_None));
-      ok = ok && value;
-      if (ok) {
-        results.resize(1);
-        ObjectId id = wire::result_id(task->header.task, 0);
-        ok = to_blob(runtime, value.get(), results[0], &id);
-      }
+      const bool dynamic = task->header.mode == wire::ReturnMode::kDynamic;
+      ok = stream_results(runtime, task, value.get()) ||
+           (dynamic && yield_error(runtime, task, callable.get()));
+      ok = ok && !is_cancelled_call();
+      if (ok) value = Object(dynamic ? dynamic_value(runtime, task) : Py_NewRef(Py_None));
+      ok = ok && value && encode_result(runtime, *task, value.get(), results);
     } else if (ok) {
       ok = encode_results(runtime, *task, value.get(), results);
     }
     value = Object();
+    const bool exits =
+        task->header.max_calls != 0 && task->function && ++task->function->calls >= task->header.max_calls;
     if (ok) {
       flush_output();
-      bool exits = false;
-      if (task->header.max_calls != 0) {
-        if (counted_function != task->function.get()) calls_done = 0;
-        counted_function = task->function.get();
-        exits = ++calls_done >= task->header.max_calls;
-      }
       runtime.finish(task, wire::TaskStatus::kOk, std::move(results), exits);
-      if (exits) {
-        end_worker(0, wire::DeathKind::kIntended, "it had run its max_calls");
-        exit_waits = true;
-      }
     } else {
-      finish_with_error(runtime, task, callable.get());
+      finish_with_error(runtime, task, callable.get(), std::move(results), exits);
+    }
+    if (exits && exit_code < 0) {
+      end_worker(0, wire::DeathKind::kIntended, "it had run its max_calls");
+      exit_waits = true;
     }
   }
   if (on_main) {
@@ -477,6 +565,12 @@ void deliver_cancel(Runtime& runtime, const TaskPtr& task, bool recursive) {
   if (main_task == task) pthread_kill(main_thread, SIGINT);
 }
 
+void run_counted(Runtime& runtime, const TaskPtr& task) {
+  ++calls_running;
+  run_task(runtime, task);
+  --calls_running;
+}
+
 /// The loop of a further thread of a threaded actor.
 PyObject* serve_group_thread(PyObject* group_name, PyObject*) {
   Call runtime = enter_if_connected();
@@ -490,11 +584,11 @@ PyObject* serve_group_thread(PyObject* group_name, PyObject*) {
       task = runtime->next_task(name, false);
     }
     if (!task || exit_code >= 0) Py_RETURN_NONE;
-    run_task(*runtime, task);
-    if (exit_code >= 0) {
-      runtime->request_exit(exit_reason);
-      Py_RETURN_NONE;
-    }
+    run_counted(*runtime, task);
+    if (exit_code < 0) continue;
+    if (calls_running == 0)
+      runtime->request_exit(exit_reason);  // the main thread waits for that, or for a call
+    Py_RETURN_NONE;
   }
 }
 PyMethodDef serve_group_method = {"skate_actor_thread", serve_group_thread, METH_NOARGS, nullptr};
@@ -614,10 +708,6 @@ AsyncCallObject* call_argument(PyObject* object) {
   return nullptr;
 }
 
-void after_async_call(Runtime& runtime) {
-  if (exit_code >= 0) runtime.request_exit(exit_reason);
-}
-
 PyObject* async_reply(PyObject* object, PyObject* args) {
   PyObject *call_object, *value;
   if (!PyArg_ParseTuple(args, "OO:reply", &call_object, &value)) return nullptr;
@@ -633,17 +723,14 @@ PyObject* async_reply(PyObject* object, PyObject* args) {
   } else {
     Object last(task->header.mode == wire::ReturnMode::kDynamic ? dynamic_value(*runtime, task)
                                                                 : Py_NewRef(Py_None));
-    results.resize(1);
-    ObjectId id = wire::result_id(task->header.task, 0);
-    ok = last && to_blob(*runtime, last.get(), results[0], &id);
+    ok = last && encode_result(*runtime, *task, last.get(), results);
   }
   if (ok) {
     flush_output();
     runtime->finish(task, wire::TaskStatus::kOk, std::move(results), false);
   } else {
-    finish_with_error(*runtime, task, nullptr);
+    finish_with_error(*runtime, task, nullptr, std::move(results));
   }
-  after_async_call(*runtime);
   Py_RETURN_NONE;
 }
 
@@ -660,7 +747,6 @@ PyObject* async_reply_error(PyObject* object, PyObject* args) {
     method = Object(Py_NewRef(found->second));
   PyErr_SetObject(reinterpret_cast<PyObject*>(Py_TYPE(exception)), exception);
   finish_with_error(*runtime, task, method.get());
-  after_async_call(*runtime);
   Py_RETURN_NONE;
 }
 
@@ -712,8 +798,10 @@ PyObject* async_groups(PyObject*, PyObject*) {
 
 PyObject* async_should_stop(PyObject*, PyObject*) {
   Runtime* runtime = runtime_or_null();
-  return PyBool_FromLong(runtime == nullptr || runtime->should_exit() || exit_code >= 0);
+  return PyBool_FromLong(runtime == nullptr || runtime->should_exit());
 }
+
+PyObject* async_leaving(PyObject*, PyObject*) { return PyBool_FromLong(exit_code >= 0); }
 
 PyMethodDef async_actor_methods[] = {
     {"fd", async_fd, METH_NOARGS, nullptr},
@@ -725,6 +813,7 @@ PyMethodDef async_actor_methods[] = {
     {"can_yield", async_can_yield, METH_O, nullptr},
     {"concurrency_groups", async_groups, METH_NOARGS, nullptr},
     {"should_stop", async_should_stop, METH_NOARGS, nullptr},
+    {"leaving", async_leaving, METH_NOARGS, nullptr},
     {nullptr, nullptr, 0, nullptr},
 };
 PyType_Slot async_actor_slots[] = {{Py_tp_methods, async_actor_methods}, {0, nullptr}};
@@ -849,8 +938,8 @@ PyObject* py_run_worker(PyObject*, PyObject* args) {
       WithoutGil released;
       task = runtime->next_task("", true);
     }
-    if (!task) break;
-    run_task(*runtime, task);
+    if (!task || exit_code >= 0) break;
+    run_counted(*runtime, task);
     if (actor.alive && task->create) {
       if (actor.spec.is_asyncio) {
         runtime->end_active();
@@ -863,6 +952,13 @@ PyObject* py_run_worker(PyObject*, PyObject* args) {
       for (const auto& [group, limit] : actor.spec.concurrency_groups)
         if (!start_threads(group, limit)) return nullptr;
       if (!start_threads("", actor.spec.max_concurrency - 1)) return nullptr;
+    }
+  }
+  // Calls of other threads come to their end; the last of them asks for the exit.
+  if (exit_code >= 0 && calls_running != 0) {
+    WithoutGil released;
+    runtime->end_active();
+    while (runtime->next_task("", true)) {
     }
   }
   if (exit_waits) {
@@ -935,6 +1031,11 @@ PyObject* py_context(PyObject*, PyObject*) {
     Object text(PyUnicode_DecodeUTF8(value.data(), static_cast<Py_ssize_t>(value.size()), "replace"));
     if (!text || PyDict_SetItemString(labels.get(), key.c_str(), text.get()) != 0) return nullptr;
   }
+  for (const wire::Accelerator& accelerator : wire::kAccelerators) {
+    Object none(PyList_New(0));
+    if (!none || PyDict_SetItemString(accelerators.get(), accelerator.resource, none.get()) != 0)
+      return nullptr;
+  }
   if (lease != nullptr) {
     for (const auto& [name, amount] : lease->resources) {
       Object value(PyFloat_FromDouble(static_cast<double>(amount) / wire::kResourceUnit));
@@ -943,7 +1044,7 @@ PyObject* py_context(PyObject*, PyObject*) {
     for (const auto& [name, ids] : lease->instances) {
       Object list(PyList_New(0));
       for (uint32_t id : ids) {
-        Object text(PyUnicode_FromString(std::to_string(id).c_str()));
+        Object text(PyUnicode_FromString(name_of_instance(name, id).c_str()));
         if (!list || !text || PyList_Append(list.get(), text.get()) != 0) return nullptr;
       }
       if (PyDict_SetItemString(accelerators.get(), name.c_str(), list.get()) != 0) return nullptr;
@@ -977,10 +1078,9 @@ PyObject* py_context(PyObject*, PyObject*) {
       bytes(welcome.worker.data(), WorkerId::kSize), "node_id", bytes(welcome.node.data(), NodeId::kSize),
       "task_name", name.c_str(), "function", function, "method", method, "assigned_resources",
       resources.get(), "accelerator_ids", accelerators.get(), "actor_name", actor.spec.name.c_str(),
-      "namespace", actor_id.is_nil() ? welcome.name_space.c_str() : actor.spec.name_space.c_str(),
-      "runtime_env", env.c_str(), "attempt", task ? int{task->header.attempt} : 0, "is_worker",
-      runtime->is_worker() ? Py_True : Py_False, "actor_restarted",
-      actor.incarnation > 0 ? Py_True : Py_False, "placement_group_id",
+      "namespace", welcome.name_space.c_str(), "runtime_env", env.c_str(), "attempt",
+      task ? int{task->header.attempt} : 0, "is_worker", runtime->is_worker() ? Py_True : Py_False,
+      "actor_restarted", actor.incarnation > 0 ? Py_True : Py_False, "placement_group_id",
       bytes_or_none(group.has_value(), group ? group->data() : nullptr, PlacementGroupId::kSize),
       "should_capture", captures ? Py_True : Py_False, "node_labels", labels.get(), "session_dir",
       welcome.session_dir.c_str(), "gcs_address", welcome.control_address.c_str());

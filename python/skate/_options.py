@@ -316,11 +316,12 @@ def resources(options: dict[str, Any], default_cpus: float) -> dict[str, float]:
 
 
 def actor_resources(options: dict[str, Any]) -> tuple[dict[str, float], dict[str, float]]:
-    """(held while alive, needed to be placed): an actor that asks for nothing holds nothing, yet is
-    placed where a CPU is free."""
-    asked = ("num_cpus", "num_gpus", "memory", "resources", "accelerator_type")
-    if all(options.get(name) is None for name in asked):
-        return {}, {"CPU": 1.0}
+    """(held while alive, needed to be placed): an actor that asks for nothing but memory holds no CPU,
+    yet is placed where one is free."""
+    unasked = options.get("num_cpus") is None and options.get("num_gpus") is None
+    if unasked and not options.get("resources") and options.get("accelerator_type") is None:
+        held = resources(options, default_cpus=0)  # memory alone, if any
+        return held, {"CPU": 1.0, **held}
     held = resources(options, default_cpus=1)
     return held, held
 

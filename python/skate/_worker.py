@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 #: The call whose coroutine runs; read by the native context() and submits in an asyncio actor.
 current_call: contextvars.ContextVar[Any] = contextvars.ContextVar("skate_current_call", default=None)
 
-_METHODS_MAX = 4096  # remembered with what their calls are retried on
+_METHODS_MAX = 4096  # remembered: a class may answer to any name
 _PACKAGE_DIR = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _node_ip = "127.0.0.1"
 _actor: Any = None
@@ -116,7 +116,7 @@ def _load_hook(hook: Any) -> Callable[[], object]:
 
 
 class RetryingFunction:
-    """A function whose task, or a method whose call, names the exceptions to retry on."""
+    """A function whose task names the exceptions to retry on."""
 
     def __init__(self, function: Callable[..., Any], types: tuple[type[BaseException], ...]) -> None:
         self.function = function
@@ -134,7 +134,6 @@ def load_function(blob: bytes) -> Callable[..., Any]:
 
 def function_name(function: Callable[..., Any] | None, method: str) -> str:
     """Of what runs: a task's `function`, or that method of this process's actor."""
-    method, _, _ = method.partition(":")
     if function is None:
         cls = _actor_class
         return f"{cls.__module__}.{cls.__name__}.{method}" if cls is not None else method
@@ -148,17 +147,19 @@ def load_class(blob: bytes) -> type:
     return cls
 
 
-def should_retry(exc: BaseException, function: Any) -> bool:
+def should_retry(exc: BaseException, function: Any, classes: bytes) -> bool:
     """Whether an exception of a task with retry_exceptions is one to retry on. `function` is None for a
-    call of an asyncio actor."""
+    call of an asyncio actor; `classes`, pickled unless empty, are those that the call itself names."""
     if not isinstance(exc, Exception):
         return False
     if function is None:
         function = _failing_method
-    types = getattr(function, "retry_exceptions", None) if isinstance(function, RetryingFunction) else None
-    if types is None:
-        options = getattr(function, "__skate_method_options__", {})
-        types = options.get("retry_exceptions")
+    if classes:
+        types = pickle.loads(classes)
+    elif isinstance(function, RetryingFunction):
+        types = function.retry_exceptions
+    else:
+        types = getattr(function, "__skate_method_options__", {}).get("retry_exceptions")
     if isinstance(types, (list, tuple)):
         return isinstance(exc, tuple(types))
     return True
@@ -202,7 +203,12 @@ def create_actor_instance(cls: type, args: tuple[Any, ...], kwargs: dict[str, An
         asyncio.set_event_loop(_actor_loop)
 
         async def construct() -> Any:
-            return cls(*args, **kwargs)
+            constructor: Any = cls.__init__  # type: ignore[misc]
+            if not _signature.is_async(constructor):
+                return cls(*args, **kwargs)
+            instance = cls.__new__(cls, *args, **kwargs)
+            await constructor(instance, *args, **kwargs)
+            return instance
 
         _actor = _actor_loop.run_until_complete(construct())
     else:
@@ -219,13 +225,7 @@ def _terminate() -> NoReturn:
 
 
 def bind_method(instance: Any, name: str) -> Callable[..., Any]:
-    """What a call of `name` runs. AttributeError if the class has no such method. Behind a colon come the
-    exception classes that this call is retried on."""
-    name, _, classes = name.partition(":")
-    if classes:
-        import base64
-
-        return RetryingFunction(bind_method(instance, name), pickle.loads(base64.b64decode(classes)))
+    """What a call of `name` runs. AttributeError if the class has no such method."""
     if name in ("__skate_call__", "__ray_call__"):
 
         def call(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -284,7 +284,7 @@ class _AsyncServer:
 
     def on_readable(self) -> None:
         core = self._core
-        for item in core.next_batch():
+        for item in [] if core.leaving() else core.next_batch():
             group = item[0].concurrency_group
             if group not in self._free:
                 core.reply_error(item[0], ValueError(self._no_group(group)))
@@ -304,6 +304,8 @@ class _AsyncServer:
 
     def _start(self, item: Any) -> None:
         call, name, args, kwargs = item
+        if self._core.leaving():
+            return self._release(call.concurrency_group)
         try:
             method, is_plain = self._method(name)
         except AttributeError as error:
@@ -409,7 +411,11 @@ class _AsyncServer:
 
     def _release(self, group: str) -> None:
         waiting = self._waiting[group]
-        if waiting:
+        if self._core.leaving():
+            # Calls that run come to their end, no other begins.
+            if not self._tasks:
+                self._loop.stop()
+        elif waiting:
             self._loop.call_soon(self._start, waiting.popleft())
         else:
             self._free[group] += 1

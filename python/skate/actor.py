@@ -25,7 +25,7 @@ BUILTIN_METHODS.update(
 
 _ASYNC_CONCURRENCY = 1000
 _VARIANTS_MAX = 64
-_CLASSES_BYTES_MAX = 32 * 1024  # of the exceptions that a call brings along; its method's name takes 64 KiB
+_CLASSES_BYTES_MAX = 60_000  # of the exceptions that a call brings along; a record has room for 64 KiB
 
 
 class ActorClassInheritanceException(TypeError):
@@ -182,7 +182,7 @@ class ActorClass(Generic[T]):
             raise AttributeError(f"the actor class has no attribute {name!r}")
         return getattr(self.__dict__["__skate_actor_class__"], name)
 
-    def remote(self, *args: Any, **kwargs: Any) -> ActorHandle[T]:
+    def remote(self, /, *args: Any, **kwargs: Any) -> ActorHandle[T]:
         return self._create(args, kwargs, self._default_options)
 
     def options(self, **actor_options: Any) -> ActorClassOptions[T]:
@@ -274,7 +274,7 @@ class ActorClassOptions(Generic[T]):
         self._actor_class = actor_class
         self._options = options
 
-    def remote(self, *args: Any, **kwargs: Any) -> ActorHandle[T]:
+    def remote(self, /, *args: Any, **kwargs: Any) -> ActorHandle[T]:
         return self._actor_class._create(args, kwargs, self._options)
 
 
@@ -347,7 +347,7 @@ class ActorMethod:
             f".{self._method_name}.remote() instead"
         )
 
-    def remote(self, *args: Any, **kwargs: Any) -> Any:
+    def remote(self, /, *args: Any, **kwargs: Any) -> Any:
         submit = _bind(self._core, self._class_name, self._method_name, self._spec, {})
         self.remote = submit  # type: ignore[method-assign]
         return submit(*args, **kwargs)
@@ -387,7 +387,6 @@ def _bind(
     options = {**spec.options, **{k: v for k, v in changes.items() if v is not None}}
     num_returns, mode = _options.returns(options.get("num_returns"), spec.is_generator)
     retry = changes.get("retry_exceptions")
-    wire_name = f"{name}:{_classes_text(class_name, name, retry)}" if retry else name
     group = options.get("concurrency_group") or ""
     if group and group not in spec.groups:
         names = ", ".join(map(repr, spec.groups)) or "none"
@@ -398,13 +397,14 @@ def _bind(
     backpressure = options.get("_generator_backpressure_num_objects")
     events = options.get("enable_task_events")
     made = core.method(
-        wire_name,
+        name,
         {
             "num_returns": num_returns,
             "mode": mode,
             "concurrency_group": group,
             "max_task_retries": options.get("max_task_retries"),
             "retry_exceptions": bool(options.get("retry_exceptions", False)),
+            "retry_classes": _retry_classes(class_name, name, retry) if retry else b"",
             "backpressure": -1 if backpressure is None else backpressure,
             "name": options.get("name") or f"{class_name}.{name}",
             "enable_task_events": True if events is None else events,
@@ -414,12 +414,8 @@ def _bind(
     return made.submit
 
 
-def _classes_text(class_name: str, name: str, classes: bool | list[Any] | tuple[Any, ...]) -> str:
-    """What a call is to be retried on, as text behind its method's name; `_worker.bind_method` reads it."""
-    import base64
-
-    from skate.remote_function import dump_code
-
+def _retry_classes(class_name: str, name: str, classes: bool | list[Any] | tuple[Any, ...]) -> bytes:
+    """What a call is to be retried on, pickled for `_worker.should_retry`."""
     given = (Exception,) if classes is True else tuple(classes)  # type: ignore[arg-type]
     blob = dump_code(given, f"retry_exceptions of {class_name}.{name}", given)
     if len(blob) > _CLASSES_BYTES_MAX:
@@ -428,7 +424,7 @@ def _classes_text(class_name: str, name: str, classes: bool | list[Any] | tuple[
             f"pickled, above {_CLASSES_BYTES_MAX}: put them into a module that the workers can import, or "
             "on the method by @skate.method"
         )
-    return base64.b64encode(blob).decode()
+    return blob
 
 
 class ActorMethodOptions:
@@ -438,7 +434,7 @@ class ActorMethodOptions:
         # Not the method itself, which remembers this: a cycle would keep the actor alive.
         self._binding = binding
 
-    def remote(self, *args: Any, **kwargs: Any) -> Any:
+    def remote(self, /, *args: Any, **kwargs: Any) -> Any:
         submit = _bind(*self._binding)
         self.remote = submit  # type: ignore[method-assign]
         return submit(*args, **kwargs)

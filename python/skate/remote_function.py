@@ -53,7 +53,7 @@ class RemoteFunction:
             f"{self.__name__}.remote() instead"
         )
 
-    def remote(self, *args: Any, **kwargs: Any) -> Any:
+    def remote(self, /, *args: Any, **kwargs: Any) -> Any:
         _runtime.ensure_connected()
         template = self._template(self._default_options)
         _runtime.bind(self, template.submit)
@@ -146,7 +146,7 @@ class RemoteFunctionOptions:
         self._remote_function = function
         self._options = options
 
-    def remote(self, *args: Any, **kwargs: Any) -> Any:
+    def remote(self, /, *args: Any, **kwargs: Any) -> Any:
         _runtime.ensure_connected()
         template = self._remote_function._template(self._options)
         _runtime.bind(self, template.submit)

@@ -87,9 +87,7 @@ class RuntimeContext:
 
     def get_accelerator_ids(self) -> dict[str, list[str]]:
         """The devices of the current task or actor, by kind."""
-        ids = dict(_skate.context()["accelerator_ids"])
-        ids.setdefault("GPU", [])
-        return ids
+        return dict(_skate.context()["accelerator_ids"])
 
     def get_node_labels(self) -> dict[str, str]:
         return dict(_skate.context()["node_labels"])

@@ -85,8 +85,6 @@ int control_main(int argc, char** argv) {
     if (Result<void> made = make_directory(path); !made) return fail(made.error());
   }
   if (is_private) {
-    if (Result<void> redirected = go_on_in(session_dir + "/logs/control.err"); !redirected)
-      return fail(redirected.error());
     if (Result<void> written = rpc::ClusterKey::random().write_file(key_file); !written)
       return fail(written.error());
   }
@@ -113,6 +111,11 @@ int control_main(int argc, char** argv) {
                                   .watch_pid = watch_pid,
                                   .ready_fd = ready_fd,
                                   .log = [logger](const std::string& line) { logger->info("{}", line); }};
+  // Who starts it reads what it prints up to here.
+  if (is_private) {
+    if (Result<void> redirected = go_on_in(session_dir + "/logs/control.err"); !redirected)
+      return fail(redirected.error());
+  }
   control::ControlServer server(std::move(options));
   Result<void> ended = server.run();
   if (!ended) {

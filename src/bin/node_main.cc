@@ -1,14 +1,17 @@
 #include "bin/node_main.h"
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
 #include "bin/arena_store.h"
 #include "bin/starter.h"
 #include "node/node_daemon.h"
+#include "wire/accelerators.h"
 
 namespace skate::bin {
 namespace {
@@ -38,6 +41,14 @@ void read_resources(const std::string& text, node::NodeOptions& options) {
       throw CLI::ValidationError("--resources", "'" + name + "' must be a number that is not negative");
     options.resources[name] = std::llround(value.get<double>() * wire::kResourceUnit);
   }
+}
+
+/// As many as the user says: those that are visible, and what else that takes.
+std::vector<uint32_t> instances_of(std::vector<uint32_t> visible, size_t count) {
+  for (uint32_t id = 0; visible.size() < count; ++id)
+    if (std::find(visible.begin(), visible.end(), id) == visible.end()) visible.push_back(id);
+  visible.resize(count);
+  return visible;
 }
 
 void read_labels(const std::string& text, node::NodeOptions& options) {
@@ -107,14 +118,25 @@ int node_main(int argc, char** argv) {
   options.num_cpus_given = cpus->count() > 0;
   if (memory_bytes > 0)
     options.resources["memory"] = static_cast<int64_t>(memory_bytes) * wire::kResourceUnit;
-  std::vector<uint32_t> gpus = node::usable_gpus().ids;
-  if (num_gpus >= 0) {
-    const auto count = static_cast<size_t>(num_gpus);
-    while (gpus.size() < count)
-      gpus.push_back(static_cast<uint32_t>(gpus.size()));  // as many as the user says
-    gpus.resize(count);
+  std::vector<uint32_t> gpus = node::usable_gpus();
+  if (const char* visible = std::getenv(wire::kAccelerators[0].variable);
+      visible != nullptr && num_gpus > static_cast<double>(gpus.size())) {
+    std::fprintf(
+        stderr,
+        "skated node: num_gpus is %g, but CUDA_VISIBLE_DEVICES (\"%s\") shows %zu: ask for fewer, or "
+        "show more\n",
+        num_gpus, visible, gpus.size());
+    return 1;
   }
-  options.instances["GPU"] = gpus;
+  options.instances["GPU"] =
+      num_gpus < 0 ? gpus : instances_of(std::move(gpus), static_cast<size_t>(num_gpus));
+  for (const wire::Accelerator& accelerator : wire::kAccelerators) {
+    auto given = options.resources.find(accelerator.resource);
+    if (given == options.resources.end() || given->second % wire::kResourceUnit != 0) continue;
+    const auto count = static_cast<size_t>(given->second / wire::kResourceUnit);
+    options.instances[accelerator.resource] =
+        instances_of(node::visible_devices(accelerator.variable).value_or(std::vector<uint32_t>()), count);
+  }
 
   std::unique_ptr<rt::Loop> loop = rt::make_loop();
   options.log = [&loop](const std::string& text) { log_line(*loop, text); };

@@ -8,10 +8,14 @@
 #include <charconv>
 #include <cstdio>
 #include <cstdlib>
+#include <filesystem>
 #include <fstream>
 #include <map>
+#include <numeric>
 #include <sstream>
 #include <utility>
+
+#include "wire/accelerators.h"
 
 namespace skate::node {
 
@@ -99,27 +103,37 @@ double usable_cpus() {
   return std::max(1.0, cpus);
 }
 
-Gpus usable_gpus() {
-  Gpus out;
-  if (const char* visible = std::getenv("CUDA_VISIBLE_DEVICES")) {
-    std::istringstream items(visible);
-    std::string item;
-    uint32_t index = 0;
-    while (std::getline(items, item, ',')) {
-      std::erase(item, ' ');
-      if (item.empty() || item == "-1" || item == "NoDevFiles") break;  // CUDA, too, ends there
-      auto number = parse_number(item);
-      out.ids.push_back(number ? static_cast<uint32_t>(*number) : index);  // a UUID is known by its place
-      ++index;
-    }
-    return out;
+std::optional<std::vector<uint32_t>> visible_devices(const char* variable) {
+  const char* visible = std::getenv(variable);
+  if (visible == nullptr) return std::nullopt;
+  std::vector<uint32_t> out;
+  std::istringstream items(visible);
+  std::string item;
+  uint32_t index = 0;
+  while (std::getline(items, item, ',')) {
+    std::erase(item, ' ');
+    if (item.empty() || item == "-1" || item == "NoDevFiles") break;  // CUDA, too, ends there
+    auto number = parse_number(item);
+    out.push_back(number ? static_cast<uint32_t>(*number) : index);
+    ++index;
   }
-  if (DIR* directory = opendir("/proc/driver/nvidia/gpus")) {
-    uint32_t count = 0;
-    while (const dirent* entry = readdir(directory))
-      if (entry->d_name[0] != '.') out.ids.push_back(count++);
-    closedir(directory);
-  }
+  return out;
+}
+
+std::vector<uint32_t> usable_gpus() {
+  for (const char* variable : {wire::kAccelerators[0].variable, wire::kAmdGpu.variable})
+    if (auto visible = visible_devices(variable)) return *visible;
+  namespace fs = std::filesystem;
+  uint32_t count = 0;
+  std::error_code none;  // no driver, no directory
+  for (fs::directory_iterator gpu("/proc/driver/nvidia/gpus", none); gpu != fs::directory_iterator(); ++gpu)
+    ++count;
+  // AMD's driver lists the CPUs, too: those have no SIMD units.
+  fs::directory_iterator amd("/sys/class/kfd/kfd/topology/nodes", none);
+  for (const bool none_of_nvidia = count == 0; none_of_nvidia && amd != fs::directory_iterator(); ++amd)
+    count += field(read_file(amd->path() / "properties"), "simd_count").value_or(0) > 0;
+  std::vector<uint32_t> out(count);
+  std::iota(out.begin(), out.end(), 0);
   return out;
 }
 

@@ -15,10 +15,11 @@ namespace skate::node {
 /// The least of the affinity mask and the cgroup's quota (v1 and v2), at least 1.
 double usable_cpus();
 
-struct Gpus {
-  std::vector<uint32_t> ids;  ///< as the driver counts them, or as CUDA_VISIBLE_DEVICES names them
-};
-Gpus usable_gpus();
+/// The instances that such a variable names; nullopt: it is not set. One that is no number is known by its
+/// place.
+std::optional<std::vector<uint32_t>> visible_devices(const char* variable);
+/// As CUDA_VISIBLE_DEVICES or HIP_VISIBLE_DEVICES names them, or as NVIDIA's or AMD's driver counts them.
+std::vector<uint32_t> usable_gpus();
 
 struct MemoryState {
   uint64_t limit_bytes{};      ///< the least of the machine's and the cgroup's

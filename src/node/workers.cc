@@ -172,9 +172,8 @@ void NodeDaemon::spawn_worker(ProcessNumber number, const std::string& why) {
   if (process->pool.language == "python") {
     std::string python = string_in(object_of(process->pool.runtime_env), "py_executable");
     spec.command = {python.empty() ? options_.python : python, "-m", "skate._worker_main", setup.json()};
-    spec.env.try_emplace("OMP_NUM_THREADS", "1");
-    if (const char* threads = std::getenv("OMP_NUM_THREADS"))
-      spec.env.try_emplace("OMP_NUM_THREADS", threads);
+    const char* threads = std::getenv("OMP_NUM_THREADS");
+    spec.env.try_emplace("OMP_NUM_THREADS", threads != nullptr ? threads : "1");
   } else {
     spec.command = strings_in(job, "worker_command");
     spec.env["SKATE_NODE_SOCKET"] = setup.socket_path;
@@ -271,6 +270,10 @@ rt::Task<void> NodeDaemon::end_process(ProcessNumber number) {
   wire::Death death = cause_of(*process, status);
   bury(*process, death);
   flush_rings();
+  // It may have died between taking the mark that this daemon sleeps and waking it.
+  const uint64_t one = 1;
+  if (::write(event_fd_.get(), &one, sizeof one) < 0 && errno != EAGAIN)
+    warn(errno_error("cannot ring its own doorbell").message);
 }
 
 wire::Death NodeDaemon::cause_of(Process& process, std::optional<ExitStatus> status) {
@@ -350,7 +353,7 @@ void NodeDaemon::bury(Process& process, const wire::Death& death) {
   for (ProcessNumber asker : process.refused_later)
     if (Process* other = find(asker))
       tell(*other, wire::MessageType::kLinkRefused, wire::LinkRefused{address, death});
-  for (const auto& [peer_number, link] : process.links) {
+  for (const auto& [peer_number, link] : std::exchange(process.links, {})) {
     Process* peer = find(peer_number);
     if (peer == nullptr) continue;
     peer->links.erase(number);

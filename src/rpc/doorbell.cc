@@ -4,6 +4,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <climits>
 #include <ctime>
 
@@ -38,9 +39,10 @@ void wake_sleeper(Doorbell& bell, Sleeper who, int event_fd) {
       futex_wake_all(bell.foreground_word);
       return;
     case Sleeper::kEventFd: {
-      uint64_t one = 1;
-      if (event_fd >= 0) [[maybe_unused]]
-        ssize_t written = write(event_fd, &one, sizeof one);
+      const uint64_t one = 1;
+      // A process that has closed what it does not know leaves the call to others.
+      if (event_fd < 0 || (write(event_fd, &one, sizeof one) < 0 && errno != EAGAIN))
+        bell.sleeper.store(static_cast<uint32_t>(Sleeper::kEventFd), std::memory_order_seq_cst);
       return;
     }
   }

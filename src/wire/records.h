@@ -62,8 +62,8 @@ struct StreamStart {
   uint64_t consumed;     ///< as in StreamCredit
 };
 
-/// Followed by StreamStart unless `mode` is kStatic, then method name, concurrency group, display name,
-/// padding to 16, then the arguments.
+/// Followed by StreamStart unless `mode` is kStatic, then method name, concurrency group, display name, what
+/// an actor's call is to be retried on (pickled classes), padding to 16, then the arguments.
 struct PushTask {
   uint64_t token;        ///< the owner's name for this attempt, echoed in what answers it
   uint64_t incarnation;  ///< of the actor that is meant
@@ -76,10 +76,10 @@ struct PushTask {
   uint16_t method_bytes;
   uint16_t group_bytes;
   uint16_t name_bytes;
+  uint16_t retry_classes_bytes;
   uint16_t attempt;
   ReturnMode mode;
   uint8_t retry_exceptions;
-  uint8_t padding[2];
 };
 
 enum class ArgumentKind : uint8_t {
@@ -114,6 +114,7 @@ struct TaskDone {
   uint64_t token;
   uint64_t run_ns;
   uint64_t stream_items;  ///< of a generator: how many items it made
+  uint64_t untaken;  ///< the worker's number for refs in the results that it holds until ResultsTaken, or 0
   uint32_t result_count;
   TaskStatus status;
   uint8_t holds_refs;    ///< keep what this task pins until PinsReleased
@@ -141,7 +142,8 @@ struct TaskReturned {
 /// Followed by one result.
 struct StreamItem {
   uint64_t token;
-  uint64_t index;  ///< from 0
+  uint64_t index;    ///< from 0
+  uint64_t untaken;  ///< as in TaskDone
 };
 
 struct StreamCredit {
@@ -183,7 +185,7 @@ struct RefMessage {
   uint32_t count;
 };
 
-/// kPinsReleased, kResultsTaken: the task's token / the worker's number for the results.
+/// kPinsReleased, kResultsTaken: the task's token / `untaken` of TaskDone or StreamItem.
 struct TokenMessage {
   uint64_t token;
 };

@@ -52,7 +52,8 @@ void Runtime::actor_refused(const ActorId& actor, wire::DeathKind kind, std::str
 }
 
 Result<Runtime::CreatedActor> Runtime::create_actor(wire::ActorSpec spec, std::vector<Argument> arguments,
-                                                    std::vector<Entry*> pinned, bool get_if_exists) {
+                                                    std::vector<Entry*> pinned, bool get_if_exists,
+                                                    const std::function<bool()>& interrupted) {
   wire::RegisterActor request;
   secure_random_bytes(reinterpret_cast<uint8_t*>(&request.key), sizeof request.key);
   spec.actor = ActorId::make(job_);
@@ -76,12 +77,12 @@ Result<Runtime::CreatedActor> Runtime::create_actor(wire::ActorSpec spec, std::v
   created.actor = spec.actor;
   if (!spec.name.empty()) {
     // A name may be taken: the caller must hear of it now.
-    Result<std::string> reply =
-        control_call(ControlMethod::kRegisterActor, wire::encode(request), Clock::time_point::max());
-    while (!reply.ok() && reply.error().code == ErrorCode::kCancelled && !stopping_.load())
-      reply = control_call(ControlMethod::kRegisterActor, wire::encode(request), Clock::time_point::max());
+    Result<std::string> reply = control_call(ControlMethod::kRegisterActor, wire::encode(request),
+                                             Clock::time_point::max(), interrupted);
     if (!reply.ok()) {
       unpin_all(pinned);
+      // Should the name have been taken all the same, it is given back.
+      if (reply.error().code == ErrorCode::kCancelled) kill_actor(spec.actor, true);
       return reply.error();
     }
     Result<wire::RegisterActorReply> registered = wire::decode<wire::RegisterActorReply>(*reply);

@@ -66,6 +66,7 @@ void Runtime::accept_task(Peer* from, std::span<const uint8_t> body) {
   task->method = reader.text(task->header.method_bytes);
   task->group = reader.text(task->header.group_bytes);
   task->name = reader.text(task->header.name_bytes);
+  task->retry_classes = reader.text(task->header.retry_classes_bytes);
   reader.align();
   const wire::PushTask& header = task->header;
   if (!reader.ok()) return;
@@ -252,7 +253,15 @@ void Runtime::abandon_stored(const ObjectId& id) {
   send_daemon(wire::MessageType::kEraseObjects, wire::EraseObjects{{id}});
 }
 
-void Runtime::export_contained(const std::vector<Entry*>& contained, Peer* to, uint64_t token) {
+/// The number under which refs in this value are to be held, new if `number` is 0; else `number`. Those of a
+/// third process are held: `to` must first be on its books.
+uint64_t Runtime::number_untaken(const OutgoingValue& value, const Peer* to, uint64_t number) {
+  for (const Entry* entry : value.contained)
+    if (number == 0 && entry->owner != nullptr && entry->owner != to) number = ++untaken_number_;
+  return number;
+}
+
+void Runtime::export_contained(const std::vector<Entry*>& contained, Peer* to, uint64_t untaken) {
   for (Entry* entry : contained) {
     if (entry->owner == nullptr) {
       objects_.grant(entry, to, 1);
@@ -262,7 +271,7 @@ void Runtime::export_contained(const std::vector<Entry*>& contained, Peer* to, u
       // messages to it keep their order.
       objects_.unpin(entry);
     } else {
-      untaken_results_[{to, token}].push_back(entry);
+      untaken_results_[{to, untaken}].push_back(entry);
     }
   }
 }
@@ -293,6 +302,7 @@ void Runtime::answer(IncomingTask& task, wire::TaskStatus status, std::vector<Ou
   done.worker_exits = worker_exits;
   release_arguments(task);
   done.holds_refs = register_leftovers(task);
+  for (const OutgoingValue& value : results) done.untaken = number_untaken(value, task.from, done.untaken);
   wire::RecordWriter writer(out);
   writer.put(done);
   writer.align();
@@ -305,7 +315,7 @@ void Runtime::answer(IncomingTask& task, wire::TaskStatus status, std::vector<Ou
     }
   }
   if (task.from->state != Peer::State::kDead) {
-    for (const OutgoingValue& value : results) export_contained(value.contained, task.from, done.token);
+    for (const OutgoingValue& value : results) export_contained(value.contained, task.from, done.untaken);
     send(task.from, static_cast<uint16_t>(RecordType::kTaskDone), rpc::Urgency::kTask,
          {std::span(reinterpret_cast<const uint8_t*>(out.data()), out.size())});
   } else {
@@ -371,7 +381,8 @@ bool Runtime::send_item(const std::shared_ptr<IncomingTask>& task, OutgoingValue
     if (!value.inline_value) abandon_stored(item_id(*task));
     return false;
   }
-  writer.put(wire::StreamItem{task->header.token, task->stream_items});
+  const uint64_t untaken = number_untaken(value, task->from, 0);
+  writer.put(wire::StreamItem{task->header.token, task->stream_items, untaken});
   writer.align();
   encode_result(out, value);
   writer.align();
@@ -379,7 +390,7 @@ bool Runtime::send_item(const std::shared_ptr<IncomingTask>& task, OutgoingValue
     writer.bytes(value.inline_value->data(), value.inline_value->size());
     writer.align();
   }
-  export_contained(value.contained, task->from, task->header.token);
+  export_contained(value.contained, task->from, untaken);
   send(task->from, static_cast<uint16_t>(RecordType::kStreamItem), rpc::Urgency::kTask,
        {std::span(reinterpret_cast<const uint8_t*>(out.data()), out.size())});
   ++task->stream_items;

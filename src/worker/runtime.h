@@ -45,6 +45,7 @@ struct WaitWord {
 struct Waiter {
   WaitWord done;
   uint32_t remaining = 0;
+  bool until_error = false;  ///< an error ends the wait, however many remain
   uint64_t cookie = 0;
 };
 
@@ -68,6 +69,7 @@ struct FunctionSlot {
   FunctionId id;
   std::string blob;
   void* loaded = nullptr;
+  uint64_t calls = 0;  ///< that have ended
 };
 
 /// A task that another process pushed here.
@@ -76,7 +78,7 @@ struct IncomingTask {
   wire::StreamStart stream{};
   Peer* from = nullptr;
   BlobPtr record;
-  std::string method, group, name;
+  std::string method, group, name, retry_classes;
   struct Arg {
     std::string_view keyword;
     std::span<const uint8_t> value;  ///< flat value inside `record`, or
@@ -133,6 +135,8 @@ class Runtime final : private OwnershipEffects {
 
   /// Waits until `count` of the entries are ready. Lends the CPU of a blocked task meanwhile.
   WaitOutcome wait(std::span<Entry* const> entries, size_t count, Clock::time_point until);
+  /// Waits until all are ready, or one is an error.
+  WaitOutcome wait_for_all(std::span<Entry* const> entries, Clock::time_point until);
   /// The value of a ready entry; fetches it from the store, restores it from disk (may block).
   Result<ReadyValue> read(Entry* entry, Clock::time_point until);
   /// Makes `cookie` appear in next_callback() once the entry is ready.
@@ -168,7 +172,8 @@ class Runtime final : private OwnershipEffects {
     bool existed = false;
   };
   Result<CreatedActor> create_actor(wire::ActorSpec spec, std::vector<Argument> arguments,
-                                    std::vector<Entry*> pinned, bool get_if_exists);
+                                    std::vector<Entry*> pinned, bool get_if_exists,
+                                    const std::function<bool()>& interrupted);
   Result<Submitted> submit_to_actor(const ActorId& actor, Entry* handle, std::shared_ptr<const TaskSpec> spec,
                                     std::vector<Argument> arguments, std::vector<Entry*> pinned,
                                     const TaskId& parent);
@@ -269,7 +274,9 @@ class Runtime final : private OwnershipEffects {
 
   // waiting (wait.cc)
   WaitOutcome wait_for_few(std::span<Entry* const> entries, size_t count, Clock::time_point until);
-  void fire(std::vector<Waiter*>& waiters);
+  WaitOutcome wait_on_each(std::span<Entry* const> entries, size_t count, Clock::time_point until,
+                           bool until_error);
+  void fire(std::vector<Waiter*>& waiters, bool is_error = false);
   WaitOutcome block_until(WaitWord& word, Clock::time_point until);
   void lend_cpu();
   void take_cpu_back();
@@ -287,8 +294,10 @@ class Runtime final : private OwnershipEffects {
   };
   static std::optional<ParsedResult> parse_result(wire::RecordReader& reader);
   void encode_result(std::string& out, const OutgoingValue& value) const;
-  void give_back_results(Peer* from, const wire::TaskDone& done, wire::RecordReader& reader);
-  bool accept_result(Entry* entry, const ParsedResult& result, Peer* from, std::vector<Entry*>& foreign);
+  void give_back_results(const TaskRecord& task, Peer* from, const wire::TaskDone& done,
+                         wire::RecordReader& reader);
+  void accept_result(Entry* entry, const ParsedResult& result, Peer* from, std::vector<Entry*>& foreign);
+  void take_over(const std::vector<Entry*>& foreign, Peer* from, uint64_t untaken);
 
   // submitting (submit.cc)
   TaskRecord* new_task();
@@ -347,7 +356,8 @@ class Runtime final : private OwnershipEffects {
   void give_back_unbegun();
   bool register_leftovers(IncomingTask& task);
   void abandon_stored(const ObjectId& id);
-  void export_contained(const std::vector<Entry*>& contained, Peer* to, uint64_t token);
+  uint64_t number_untaken(const OutgoingValue& value, const Peer* to, uint64_t number);
+  void export_contained(const std::vector<Entry*>& contained, Peer* to, uint64_t untaken);
 
   // leaving (leave.cc)
   bool may_hand_over() const;
@@ -392,6 +402,7 @@ class Runtime final : private OwnershipEffects {
   };
   std::vector<HeirRequest> heir_requests_;  // in order, until flush
   std::map<std::pair<Peer*, uint64_t>, std::vector<Entry*>> untaken_results_;
+  uint64_t untaken_number_ = 0;
 
   std::deque<TaskRecord> tasks_;
   std::vector<uint32_t> free_tasks_;

@@ -167,9 +167,11 @@ void Runtime::dependency_ready(TaskRecord* task) {
       if (argument.ref->contained)
         for (Entry* entry : task->returns)
           if (entry != nullptr && !entry->ready()) objects_.contain(entry, *argument.ref->contained);
+      ActorClient* actor = task->actor;
       fail_task(task, argument.ref->value
                           ? argument.ref->value
                           : lost_object_error(argument.ref->id, "it is an error that was stored"));
+      if (actor != nullptr) pump_actor(actor);  // calls may have waited behind it
       return;
     }
   }
@@ -372,6 +374,7 @@ void Runtime::push(TaskRecord* task, Peer* worker, uint32_t claim) {
   push.method_bytes = static_cast<uint16_t>(std::min<size_t>(spec.method.size(), 0xFFFF));
   push.group_bytes = static_cast<uint16_t>(std::min<size_t>(spec.group.size(), 0xFFFF));
   push.name_bytes = static_cast<uint16_t>(std::min<size_t>(spec.name.size(), 0xFFFF));
+  push.retry_classes_bytes = static_cast<uint16_t>(std::min<size_t>(spec.retry_classes.size(), 0xFFFF));
   push.attempt = task->attempt;
   push.mode = spec.mode;
   push.retry_exceptions = spec.retry_exceptions;
@@ -384,6 +387,7 @@ void Runtime::push(TaskRecord* task, Peer* worker, uint32_t claim) {
   writer.bytes(spec.method.data(), push.method_bytes);
   writer.bytes(spec.group.data(), push.group_bytes);
   writer.bytes(spec.name.data(), push.name_bytes);
+  writer.bytes(spec.retry_classes.data(), push.retry_classes_bytes);
   writer.align();
   encode_arguments(writer, *task);
   send(worker, static_cast<uint16_t>(RecordType::kPushTask), rpc::Urgency::kTask,
@@ -460,23 +464,24 @@ void Runtime::task_done(Peer* from, std::span<const uint8_t> body) {
   complete(task, from, done, reader);
 }
 
-/// Of an attempt that is retried: nobody reads its exception, but that may hold refs.
-void Runtime::give_back_results(Peer* from, const wire::TaskDone& done, wire::RecordReader& reader) {
-  bool any_foreign = false;
+/// Of an attempt that is retried: nobody reads its exception, nor what it made before that.
+void Runtime::give_back_results(const TaskRecord& task, Peer* from, const wire::TaskDone& done,
+                                wire::RecordReader& reader) {
   std::vector<Entry*> foreign;
   for (uint32_t i = 0; i < done.result_count; ++i) {
     std::optional<ParsedResult> result = parse_result(reader);
     if (!result) break;
-    if (accept_result(nullptr, *result, from, foreign)) any_foreign = true;
+    if (result->header.kind == wire::ResultKind::kStored) store_->erase(wire::result_id(task.id, i));
+    accept_result(nullptr, *result, from, foreign);
   }
-  if (any_foreign) results_taken(from, done.token);
+  take_over(foreign, from, done.untaken);
 }
 
 void Runtime::complete(TaskRecord* task, Peer* from, const wire::TaskDone& done, wire::RecordReader& reader) {
   if (done.status == wire::TaskStatus::kRaisedRetryable && task->retries_left != 0 && !task->cancelled) {
     if (task->retries_left > 0) --task->retries_left;
     ++task->attempt;
-    give_back_results(from, done, reader);
+    give_back_results(*task, from, done, reader);
     if (task->actor != nullptr) {
       task->state = TaskState::kQueued;
       task->actor->queue.push_front(task);
@@ -490,7 +495,6 @@ void Runtime::complete(TaskRecord* task, Peer* from, const wire::TaskDone& done,
     attempt_failed(task, from->death, false);
     return;
   }
-  bool any_foreign = false;
   std::vector<Entry*> foreign;
   for (uint32_t i = 0; i < done.result_count; ++i) {
     std::optional<ParsedResult> result = parse_result(reader);
@@ -502,7 +506,7 @@ void Runtime::complete(TaskRecord* task, Peer* from, const wire::TaskDone& done,
     if (is_item) end_stream(task, task->stream->arrived, Blob::copy(result->value));
     if (entry == nullptr && result->header.kind == wire::ResultKind::kStored)
       store_->erase(wire::result_id(task->id, i));
-    if (accept_result(entry, *result, from, foreign)) any_foreign = true;
+    accept_result(entry, *result, from, foreign);
     if (is_item && !task->stream->abandoned && entry != nullptr && entry->contained)
       objects_.contain(task->stream->items.back(), *entry->contained);
   }
@@ -513,9 +517,7 @@ void Runtime::complete(TaskRecord* task, Peer* from, const wire::TaskDone& done,
     if (entry == nullptr || entry->ready()) continue;
     resolve_inline(entry, lost_object_error(entry->id, "its task ended without this result"), true);
   }
-  if (any_foreign &&
-      objects_.register_then(foreign, from, {Obligation::Kind::kResultsTaken, from, done.token, {}}))
-    results_taken(from, done.token);
+  take_over(foreign, from, done.untaken);
   if (done.holds_refs != 0) {
     task->holding = true;
     task->state = TaskState::kDone;
@@ -595,17 +597,14 @@ void Runtime::stream_item(Peer* from, std::span<const uint8_t> body) {
     if (result->header.kind == wire::ResultKind::kStored && stream.abandoned) store_->erase(id);
     if (stream.abandoned) stream.arrived = std::max(stream.arrived, item.index + 1);
     accept_result(nullptr, *result, from, foreign);
+    take_over(foreign, from, item.untaken);
     return;
   }
   stream.arrived = item.index + 1;
   Entry* entry = objects_.create(id);
   objects_.pin(entry);
   accept_result(entry, *result, from, foreign);
-  if (!foreign.empty()) {
-    objects_.pin(entry);
-    if (objects_.register_then(foreign, from, {Obligation::Kind::kUnpin, nullptr, 0, id}))
-      objects_.unpin(entry);
-  }
+  take_over(foreign, from, item.untaken);
   stream.items.push_back(entry);
   if (!stream.waiters.empty()) fire(stream.waiters);
 }

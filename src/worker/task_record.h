@@ -38,6 +38,7 @@ struct TaskSpec {
   wire::LeaseShape shape;
   int64_t max_retries = 0;  ///< -1 without limit
   bool retry_exceptions = false;
+  std::string retry_classes;  ///< of an actor's call: only these, pickled; empty: as its method says
   uint32_t max_calls = 0;
   int64_t backpressure = -1;
   mutable Shape* shape_queue = nullptr;  ///< found at the first submission

@@ -92,7 +92,6 @@ void Runtime::take_cpu_back() {
 }
 
 WaitOutcome Runtime::wait(std::span<Entry* const> entries, size_t count, Clock::time_point until) {
-  Waiter waiter;
   size_t ready = 0;
   for (Entry* entry : entries) {
     if (entry->ready() && ++ready >= count) return WaitOutcome::kReady;
@@ -100,13 +99,26 @@ WaitOutcome Runtime::wait(std::span<Entry* const> entries, size_t count, Clock::
   // A few of many: to hang a waiter on each object would cost more than to look at all of them once more.
   constexpr size_t kManyObjects = 64;
   if (entries.size() > kManyObjects && count < entries.size() / 2) return wait_for_few(entries, count, until);
+  return wait_on_each(entries, count, until, false);
+}
+
+WaitOutcome Runtime::wait_for_all(std::span<Entry* const> entries, Clock::time_point until) {
+  return wait_on_each(entries, entries.size(), until, true);
+}
+
+WaitOutcome Runtime::wait_on_each(std::span<Entry* const> entries, size_t count, Clock::time_point until,
+                                  bool until_error) {
+  Waiter waiter;
   std::vector<Entry*> attached;
   {
     std::lock_guard lock(mutex_);
-    ready = 0;
-    for (Entry* entry : entries) ready += entry->ready();
-    if (ready >= count) return WaitOutcome::kReady;
+    size_t ready = 0;
+    for (Entry* entry : entries) {
+      if (!entry->ready()) continue;
+      if (++ready >= count || (until_error && entry->is_error)) return WaitOutcome::kReady;
+    }
     waiter.remaining = static_cast<uint32_t>(count - ready);
+    waiter.until_error = until_error;
     for (Entry* entry : entries) {
       if (entry->ready()) continue;
       request_value(entry);
@@ -150,8 +162,9 @@ WaitOutcome Runtime::wait_for_few(std::span<Entry* const> entries, size_t count,
   }
 }
 
-void Runtime::fire(std::vector<Waiter*>& waiters) {
+void Runtime::fire(std::vector<Waiter*>& waiters, bool is_error) {
   for (Waiter* waiter : waiters) {
+    if (is_error && waiter->until_error && waiter->remaining != 0) waiter->remaining = 1;
     if (waiter->remaining == 0 || --waiter->remaining != 0) continue;
     if (waiter->cookie != 0) {
       callbacks_.push_back(waiter->cookie);
@@ -208,7 +221,7 @@ void Runtime::resolve_inline(Entry* entry, BlobPtr value, bool is_error) {
 }
 
 void Runtime::resolved(Entry* entry) {
-  if (!entry->waiters.empty()) fire(entry->waiters);
+  if (!entry->waiters.empty()) fire(entry->waiters, entry->is_error);
   for (Waiter* waiter : any_waiters_)
     if (waiter->remaining != 0 && --waiter->remaining == 0) waiter->done.set();
   if (entry->remote_waiters) {
@@ -249,12 +262,10 @@ void Runtime::encode_result(std::string& out, const OutgoingValue& value) const 
   for (const Entry* entry : value.contained) writer.put(wire::ObjectRecord{entry->id, owner_of(entry)});
 }
 
-/// `entry` may be null: the object is no longer wanted, but what came with it must be given back. Refs inside
-/// that a third process owns are to be registered; true if there were any, though none may be wanted: `from`
-/// holds them until it hears kResultsTaken.
-bool Runtime::accept_result(Entry* entry, const ParsedResult& result, Peer* from,
+/// `entry` may be null: the object is no longer wanted, but what came with it must be given back. `foreign`
+/// grows by what this process keeps and neither it nor `from` owns: that wants registering.
+void Runtime::accept_result(Entry* entry, const ParsedResult& result, Peer* from,
                             std::vector<Entry*>& foreign) {
-  bool any_foreign = false;
   std::vector<Entry*> inner;
   for (const wire::ObjectRecord& record : result.contained) {
     Peer* owner = peer_of(record.owner);
@@ -263,16 +274,14 @@ bool Runtime::accept_result(Entry* entry, const ParsedResult& result, Peer* from
     objects_.pin(found);
     if (owner == from && from != nullptr) objects_.received_grant(found, 1);
     inner.push_back(found);
-    if (owner == nullptr || owner == from) continue;
-    any_foreign = true;
-    if (entry != nullptr) foreign.push_back(found);
+    if (entry != nullptr && owner != nullptr && owner != from) foreign.push_back(found);
   }
   if (entry != nullptr) objects_.contain(entry, inner);
   if (from == &self_)
     for (Entry* found : inner)
       if (found->owner == nullptr) objects_.take_back(found->id, from, 1);
   for (Entry* found : inner) objects_.unpin(found);
-  if (entry == nullptr) return any_foreign;
+  if (entry == nullptr) return;
   entry->size_bytes = result.header.value_bytes;
   entry->is_error = result.header.is_error != 0;
   if (result.header.kind == wire::ResultKind::kInline) {
@@ -282,7 +291,14 @@ bool Runtime::accept_result(Entry* entry, const ParsedResult& result, Peer* from
     entry->state.store(ObjectState::kStored, std::memory_order_release);
     resolved(entry);
   }
-  return any_foreign;
+}
+
+/// The sender of results holds the refs in them under a number until their owners know that this process
+/// does.
+void Runtime::take_over(const std::vector<Entry*>& foreign, Peer* from, uint64_t untaken) {
+  if (untaken == 0) return;
+  if (objects_.register_then(foreign, from, {Obligation::Kind::kResultsTaken, from, untaken, {}}))
+    results_taken(from, untaken);
 }
 
 void Runtime::answer_get(Peer* to, Entry* entry) {

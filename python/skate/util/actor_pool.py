@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import skate
+from skate.exceptions import ActorDiedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -48,10 +50,8 @@ class ActorPool:
 
     def _drop_results(self) -> None:
         while self.has_next():
-            try:
+            with contextlib.suppress(TimeoutError):
                 self.get_next(timeout=0, ignore_if_timedout=True)
-            except TimeoutError:
-                return
 
     def submit(self, fn: Callable[[Any, V], Any], value: V) -> None:
         """Calls `fn` with a free actor, or when one becomes free."""
@@ -68,7 +68,7 @@ class ActorPool:
 
     def has_next(self) -> bool:
         """Whether a result is to come."""
-        return bool(self._index_of) or bool(self._waiting)
+        return bool(self._index_of)
 
     def get_next(self, timeout: float | None = None, ignore_if_timedout: bool = False) -> Any:
         """The next result in the order of the submits.
@@ -91,10 +91,10 @@ class ActorPool:
         del self._by_index[self._next_result]
         del self._index_of[key]
         self._next_result += 1
-        self._free(key)
         if timed_out:
+            self._give_back(self._actor_of.pop(key))
             raise TimeoutError("the next result was not there within the time given and is skipped")
-        return skate.get(list(key) if isinstance(key, tuple) else key)
+        return self._result(key)
 
     def get_next_unordered(self, timeout: float | None = None, ignore_if_timedout: bool = False) -> Any:
         """Any result, the first that is there."""
@@ -110,15 +110,28 @@ class ActorPool:
         number = self._index_of.pop(key)
         del self._by_index[number]
         self._next_result = max(self._next_result, number + 1)
-        self._free(key)
-        return skate.get(list(key) if isinstance(key, tuple) else key)
+        return self._result(key)
 
-    def _free(self, key: Any) -> None:
-        self._give_back(self._actor_of.pop(key))
+    def _result(self, key: Any) -> Any:
+        """What the call came to. Its actor takes the next value, unless it is dead."""
+        actor = self._actor_of.pop(key)
+        try:
+            value = skate.get(list(key) if isinstance(key, tuple) else key)
+        except ActorDiedError:
+            self._submit_next()
+            raise
+        except BaseException:
+            self._give_back(actor)
+            raise
+        self._give_back(actor)
+        return value
 
     def _give_back(self, actor: Any) -> None:
         self._idle.append(actor)
-        if self._waiting:
+        self._submit_next()
+
+    def _submit_next(self) -> None:
+        if self._waiting and self._idle:
             self.submit(*self._waiting.popleft())
 
     def has_free(self) -> bool:

@@ -330,7 +330,7 @@ class TaskTemplate:
                     _finish(target, function(*args, **kwargs))
                     return
                 except BaseException as error:
-                    if attempts <= 0 or not _worker.should_retry(error, function):
+                    if attempts <= 0 or not _worker.should_retry(error, function, b""):
                         raise
                     attempts -= 1
         except BaseException as error:
@@ -339,7 +339,7 @@ class TaskTemplate:
 
 class ActorMethodCore:
     KEYS = {
-        "num_returns", "mode", "concurrency_group", "max_task_retries", "retry_exceptions", "backpressure",
+        "num_returns", "mode", "concurrency_group", "max_task_retries", "retry_exceptions", "retry_classes", "backpressure",
         "name", "enable_task_events", "arity_min", "arity_max", "check",
     }  # fmt: skip
 
@@ -409,6 +409,9 @@ class AsyncCore:
 
     def concurrency_groups(self):
         return {"": self.actor.options["max_concurrency"], **self.actor.options["concurrency_groups"]}
+
+    def leaving(self):
+        return False
 
     def should_stop(self):
         return self.stop

@@ -1066,13 +1066,16 @@ def test_retry_exceptions_of_methods():
             pass
 
     flaky = Flaky()
-    assert _worker.should_retry(KeyError(), flaky.call)
-    assert not _worker.should_retry(ValueError(), flaky.call)
-    assert _worker.should_retry(ValueError(), flaky.any)
-    assert not _worker.should_retry(KeyboardInterrupt(), flaky.any)
-    brought = _worker.RetryingFunction(flaky.any, (KeyError,))
-    assert _worker.should_retry(KeyError(), brought)
-    assert not _worker.should_retry(ValueError(), brought)
+    assert _worker.should_retry(KeyError(), flaky.call, b"")
+    assert not _worker.should_retry(ValueError(), flaky.call, b"")
+    assert _worker.should_retry(ValueError(), flaky.any, b"")
+    assert not _worker.should_retry(KeyboardInterrupt(), flaky.any, b"")
+    brought = pickle.dumps((KeyError,))
+    assert _worker.should_retry(KeyError(), flaky.any, brought)
+    assert not _worker.should_retry(ValueError(), flaky.any, brought)
+    task = _worker.RetryingFunction(print, (KeyError,))
+    assert _worker.should_retry(KeyError(), task, b"")
+    assert not _worker.should_retry(ValueError(), task, b"")
 
 
 def test_exception_classes_that_a_call_brings_are_bounded():
@@ -1080,7 +1083,7 @@ def test_exception_classes_that_a_call_brings_are_bounded():
         def call(self):
             pass
 
-    huge = type("Huge", (Exception,), {"text": "x" * 40_000})
+    huge = type("Huge", (Exception,), {"text": "x" * 70_000})
     with pytest.raises(ValueError, match=r"retry_exceptions of Plain\.call take \d+ bytes"):
         skate.remote(Plain).remote().call.options(retry_exceptions=[huge]).remote()
 

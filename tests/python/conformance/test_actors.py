@@ -132,6 +132,27 @@ def test_calls_of_one_caller_run_in_order():
     ray.kill(log)
 
 
+def test_calls_behind_one_whose_argument_failed_go_on(signal):
+    @ray.remote
+    def fail(s):
+        ray.get(s.wait.remote())
+        raise KeyError("argument")
+
+    @ray.remote(num_cpus=0)
+    class Echo:
+        def echo(self, x):
+            return x
+
+    echo = Echo.remote()
+    bad = echo.echo.remote(fail.remote(signal))
+    behind = [echo.echo.remote(i) for i in range(3)]
+    ray.get(signal.until_arrived.remote(1), timeout=30)
+    ray.get(signal.send.remote())
+    assert ray.get(behind, timeout=30) == [0, 1, 2]
+    with pytest.raises(KeyError):
+        ray.get(bad)
+
+
 def test_order_holds_behind_an_argument_that_is_late(signal):
     @ray.remote(num_cpus=0)
     class Log:

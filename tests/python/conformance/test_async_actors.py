@@ -195,3 +195,40 @@ def test_runtime_context_differs_between_calls(actor):
     assert all(x == y for x, y in pairs)
     assert len({x for x, _ in pairs}) == 5
     ray.kill(a)
+
+
+@pytest.mark.parametrize("end", ["__ray_terminate__", "leave"])
+def test_calls_that_run_end_before_the_actor_does(end, signal):
+    @ray.remote(num_cpus=0)
+    class Actor:
+        async def hold(self, s):
+            await s.wait.remote()
+            return "held"
+
+        async def leave(self):
+            ray.actor.exit_actor()
+
+    actor = Actor.remote()
+    held = actor.hold.remote(signal)
+    ray.get(signal.until_arrived.remote(1), timeout=30)
+    left = getattr(actor, end).remote()
+    assert ray.wait([held], timeout=0.5)[0] == []
+    ray.get(signal.send.remote())
+    assert ray.get(held, timeout=30) == "held"
+    with pytest.raises(ray.exceptions.ActorDiedError):
+        ray.get(left, timeout=30)
+    with pytest.raises(ray.exceptions.ActorDiedError):
+        ray.get(actor.hold.remote(signal), timeout=30)
+
+
+def test_async_constructor():
+    @ray.remote(num_cpus=0)
+    class Actor:
+        async def __init__(self, x, y=2):
+            await asyncio.sleep(0)
+            self.sum = x + y
+
+        async def get(self):
+            return self.sum
+
+    assert ray.get(Actor.remote(1, y=4).get.remote()) == 5

@@ -218,3 +218,25 @@ def test_get_in_many_threads_of_an_actor():
     a = A.remote()
     assert ray.get([a.m.remote(i) for i in range(40)], timeout=50) == list(range(40))
     ray.kill(a)
+
+
+@pytest.mark.parametrize("end", ["__ray_terminate__", "leave"])
+def test_threads_end_before_their_actor_does(end, signal):
+    @ray.remote(num_cpus=0, max_concurrency=3)
+    class Actor:
+        def hold(self, s):
+            ray.get(s.wait.remote())
+            return "held"
+
+        def leave(self):
+            ray.actor.exit_actor()
+
+    actor = Actor.remote()
+    held = actor.hold.remote(signal)
+    ray.get(signal.until_arrived.remote(1), timeout=30)
+    left = getattr(actor, end).remote()
+    assert ray.wait([held], timeout=0.5)[0] == []
+    ray.get(signal.send.remote())
+    assert ray.get(held, timeout=30) == "held"
+    with pytest.raises(ray.exceptions.ActorDiedError):
+        ray.get(left, timeout=30)

@@ -6,6 +6,7 @@ import os
 import joblib
 import pytest
 import ray
+from coordination import run_driver
 from ray.util.multiprocessing import Pool
 
 pytestmark = pytest.mark.usefixtures("cluster")
@@ -134,6 +135,28 @@ def test_closed_pools_refuse_work():
     with pytest.raises(ValueError):
         p.map(square, [1])
     p.join()
+
+
+def test_pools_leave_the_cpus_to_others(pool):
+    with Pool(processes=4) as p:
+        assert ray.get(ray.remote(num_cpus=4)(square).remote(3), timeout=30) == 9
+        assert p.map(square, [2]) == [4]
+
+
+def test_a_context_has_no_effect():
+    with Pool(processes=1, context=multiprocessing.get_context("spawn")) as p:
+        assert p.map(square, [2]) == [4]
+
+
+def test_a_pool_starts_a_cluster_that_holds_it():
+    code = """
+import ray
+from ray.util.multiprocessing import Pool
+with Pool(processes=5) as p:
+    print(p.map(abs, [-1, 2]), ray.cluster_resources()["CPU"])
+"""
+    status, out = run_driver(code)
+    assert status == 0 and out.splitlines()[-1] == "[1, 2] 5.0", out
 
 
 def test_join_needs_close(pool):

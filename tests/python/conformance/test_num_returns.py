@@ -71,6 +71,92 @@ def test_generator_that_yields_too_few():
         ray.get(f.remote())
 
 
+def test_what_a_generator_yielded_before_its_error_stays():
+    @ray.remote(num_returns=3)
+    def f():
+        yield 1
+        yield np.ones(200_000)
+        raise KeyError("x")
+
+    first, second, third = f.remote()
+    assert ray.get(first) == 1
+    assert ray.get(second).sum() == 200_000
+    with pytest.raises(KeyError):
+        ray.get(third)
+
+
+def test_what_a_generator_yielded_before_its_end_stays():
+    @ray.remote(num_returns=2, max_retries=0)
+    def f():
+        yield 1
+
+    first, second = f.remote()
+    assert ray.get(first) == 1
+    with pytest.raises(ValueError):
+        ray.get(second)
+
+
+def test_the_items_of_a_failed_generator_are_made_again():
+    @ray.remote(num_returns=2, retry_exceptions=True, max_retries=3)
+    def f():
+        yield np.ones(200_000)
+        raise KeyError("x")
+
+    first, second = f.remote()
+    with pytest.raises(KeyError):
+        ray.get(second)
+    assert ray.get(first).sum() == 200_000
+
+
+@pytest.mark.parametrize("value", ["ab", b"ab", {"a": 1, "b": 2}, range(2), np.arange(2)], ids=repr)
+def test_any_sequence_will_do(value):
+    @ray.remote(num_returns=2)
+    def f():
+        return value
+
+    assert ray.get(f.remote()) == list(value)
+
+
+def test_a_generator_gives_its_only_result_first():
+    @ray.remote(num_returns=1)
+    def f():
+        yield 5
+        yield 6
+
+    assert ray.get(f.remote()) == 5
+
+
+def test_a_generator_may_yield_more_than_is_asked_for():
+    @ray.remote(num_returns=2)
+    def f():
+        yield from range(9)
+
+    assert ray.get(f.remote()) == [0, 1]
+
+
+def test_a_dynamic_generator_that_fails_at_once():
+    @ray.remote(num_returns="dynamic")
+    def f():
+        raise KeyError("x")
+        yield
+
+    (only,) = ray.get(f.remote())
+    with pytest.raises(KeyError):
+        ray.get(only)
+
+
+def test_the_error_of_a_dynamic_generator_is_its_last_item():
+    @ray.remote(num_returns="dynamic")
+    def f():
+        yield 1
+        raise KeyError("x")
+
+    first, second = ray.get(f.remote())
+    assert ray.get(first) == 1
+    with pytest.raises(KeyError):
+        ray.get(second)
+
+
 def test_an_error_fails_every_result():
     @ray.remote(num_returns=2)
     def f():

@@ -300,6 +300,19 @@ def test_get_raises_for_any_failed_member():
         ray.get([ray.put(1), fail.remote()])
 
 
+def test_get_raises_an_error_before_the_others_are_there(signal):
+    @ray.remote
+    def fail(s):
+        ray.get(s.until_arrived.remote(1))
+        raise KeyError("k")
+
+    late = signal.wait.remote()
+    with pytest.raises(KeyError):
+        ray.get([late, fail.remote(signal), late], timeout=30)
+    with pytest.raises(KeyError):
+        ray.get([late, fail.remote(signal)], timeout=30)
+
+
 def test_many_puts():
     refs = [ray.put(i) for i in range(2000)]
     assert len(set(refs)) == 2000

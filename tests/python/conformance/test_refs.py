@@ -9,6 +9,7 @@ import pickle
 import numpy as np
 import pytest
 import ray
+from coordination import eventually
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -249,6 +250,106 @@ def test_dropping_refs_before_they_are_ready(signal):
     gc.collect()
     ray.get(signal.send.remote())
     assert ray.get(identity.remote(1), timeout=40) == 1
+
+
+@ray.remote(num_cpus=0)
+class Child:
+    def ready(self):
+        return True
+
+
+@ray.remote(num_cpus=0)
+class Maker:
+    def make(self, name):
+        self.child = Child.options(name=name).remote()
+        ray.get(self.child.ready.remote())
+        return [self.child]
+
+    def drop(self):
+        self.child = None
+        gc.collect()
+
+
+@ray.remote(num_cpus=0)
+class Giver:
+    """Passes on what neither it nor its caller owns."""
+
+    def one(self, box):
+        return box
+
+    def two(self, box, s):
+        ray.get(s.wait.remote())
+        return box, 1
+
+    def items(self, box):
+        yield box
+        yield box
+
+    def ready(self):
+        gc.collect()
+        return True
+
+
+def takes_a_result(giver, box, _):
+    ray.get(giver.one.remote(box))
+
+
+def takes_one_of_two(giver, box, signal):
+    first, second = giver.two.options(num_returns=2).remote(box, signal)
+    ray.get(signal.until_arrived.remote(1), timeout=30)
+    del first
+    gc.collect()
+    ray.get(signal.send.remote())
+    assert ray.get(second) == 1
+
+
+def takes_the_other_of_two(giver, box, signal):
+    first, second = giver.two.options(num_returns=2).remote(box, signal)
+    ray.get(signal.until_arrived.remote(1), timeout=30)
+    del second
+    gc.collect()
+    ray.get(signal.send.remote())
+    ray.get(first)
+
+
+def takes_items(giver, box, _):
+    for ref in giver.items.options(num_returns="streaming").remote(box):
+        ray.get(ref)
+
+
+def takes_the_first_item(giver, box, _):
+    ray.get(next(giver.items.options(num_returns="streaming").remote(box)))
+
+
+@pytest.mark.parametrize(
+    "take",
+    [
+        takes_a_result,
+        takes_one_of_two,
+        takes_the_other_of_two,
+        takes_items,
+        takes_the_first_item,
+    ],
+)
+def test_what_a_third_process_passed_on_is_let_go(take, signal):
+    name = f"child-{take.__name__}"
+
+    def is_gone():
+        gc.collect()
+        try:
+            ray.get_actor(name)
+        except ValueError:
+            return True
+        return False
+
+    maker, giver = Maker.remote(), Giver.remote()
+    box = ray.get(maker.make.remote(name))
+    take(giver, box, signal)
+    ray.get(maker.drop.remote())
+    assert ray.get(box[0].ready.remote())
+    del box
+    assert eventually(is_gone)
+    assert ray.get(giver.ready.remote())
 
 
 def test_id_types_parse():

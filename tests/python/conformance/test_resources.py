@@ -6,7 +6,7 @@ import pytest
 import ray
 from coordination import eventually
 
-CLUSTER = {"num_cpus": 2, "num_gpus": 2, "resources": {"widget": 1, "gadget": 4}}
+CLUSTER = {"num_cpus": 2, "num_gpus": 2, "resources": {"widget": 1, "gadget": 4, "NPU": 2, "neuron_cores": 4}}
 pytestmark = pytest.mark.usefixtures("cluster")
 
 
@@ -140,6 +140,38 @@ def test_gpu_ids():
     ids, visible = ray.get(gpu_facts.options(num_gpus=2).remote())
     assert sorted(str(i) for i in ids) == ["0", "1"]
     assert sorted(visible.split(",")) == ["0", "1"]
+
+
+@pytest.mark.parametrize(
+    ("resource", "variable"),
+    [("NPU", "ASCEND_RT_VISIBLE_DEVICES"), ("neuron_cores", "NEURON_RT_VISIBLE_CORES")],
+)
+def test_other_accelerators(resource, variable):
+    @ray.remote
+    def facts():
+        return ray.get_runtime_context().get_accelerator_ids()[resource], os.environ.get(variable)
+
+    ids, visible = ray.get(facts.options(resources={resource: 2}).remote())
+    assert len(set(ids)) == 2 and visible == ",".join(ids)
+    assert ray.get_runtime_context().get_accelerator_ids()[resource] == []
+
+
+def test_an_actor_that_asks_for_memory_only_holds_no_cpu():
+    @ray.remote(memory=1 << 20)
+    class Small:
+        def ready(self):
+            return ray.get_runtime_context().get_assigned_resources().get("CPU", 0)
+
+    actors = [Small.remote() for _ in range(4)]
+    assert ray.get([a.ready.remote() for a in actors], timeout=60) == [0] * 4
+    for a in actors:
+        ray.kill(a)
+
+
+def test_accelerator_variables_left_alone():
+    env = {"env_vars": {"RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1", "CUDA_VISIBLE_DEVICES": "7"}}
+    ids, visible = ray.get(gpu_facts.options(num_gpus=1, runtime_env=env).remote())
+    assert len(ids) == 1 and visible == "7"
 
 
 def test_no_gpu_no_device():

@@ -292,6 +292,14 @@ def test_module_state_lives_as_long_as_the_worker():
         assert counts == list(range(1, len(counts) + 1))
 
 
+def test_a_parameter_may_be_called_self():
+    @ray.remote
+    def f(self, x):
+        return self, x
+
+    assert ray.get(f.remote(self=1, x=2)) == (1, 2)
+
+
 def test_max_calls_makes_the_worker_exit():
     @ray.remote(max_calls=1)
     def own_pid():
@@ -299,6 +307,30 @@ def test_max_calls_makes_the_worker_exit():
 
     pids = ray.get([own_pid.remote() for _ in range(4)])
     assert len(set(pids)) == 4
+
+
+def test_max_calls_counts_failures_and_each_function_by_itself():
+    @ray.remote(max_calls=2, num_cpus=4)
+    def counted(fail):
+        if fail:
+            raise ValueError(str(os.getpid()))
+        return os.getpid()
+
+    @ray.remote(num_cpus=4)
+    def other():
+        return os.getpid()
+
+    def pid_of(ref):
+        try:
+            return ray.get(ref)
+        except ValueError as error:
+            return int(str(error).split()[-1])
+
+    pids = []
+    for fail in (True, False, True, True):
+        pids.append(pid_of(counted.remote(fail)))
+        ray.get(other.remote())
+    assert max(pids.count(pid) for pid in pids) <= 2
 
 
 def test_random_numbers_differ_between_workers(signal):

@@ -24,6 +24,9 @@ class Worker:
     def fail(self, x):
         raise ValueError(x)
 
+    def exit(self):
+        ray.actor.exit_actor()
+
     def hold(self, item):
         signal, x = item
         if signal is not None:
@@ -83,6 +86,23 @@ def test_pool_errors(pool):
         pool.get_next()
     pool.submit(lambda a, v: a.double.remote(v), 2)
     assert pool.get_next() == 4
+
+
+def test_pool_map_drops_what_was_submitted_before(pool, signal):
+    pool.submit(lambda a, v: a.hold.remote(v), (signal, 1))
+    pool.submit(lambda a, v: a.hold.remote(v), (signal, 2))
+    results = pool.map(lambda a, v: a.double.remote(v), [5, 6])
+    ray.get(signal.send.remote())
+    assert list(results) == [10, 12]
+
+
+def test_pool_goes_on_without_a_dead_actor(pool):
+    pool.submit(lambda a, v: a.exit.remote(), 0)
+    for i in range(4):
+        pool.submit(lambda a, v: a.double.remote(v), i)
+    with pytest.raises(ray.exceptions.ActorDiedError):
+        pool.get_next()
+    assert [pool.get_next() for _ in range(4)] == [0, 2, 4, 6]
 
 
 def test_pool_idle_and_push(pool):

@@ -29,6 +29,7 @@ class Process:
     "A worker, whose end can be waited for."
 
     def __init__(self, pid):
+        self.pid = pid
         try:
             self.fd = os.pidfd_open(pid)
         except ProcessLookupError:
@@ -45,6 +46,17 @@ class Process:
         if self.fd is not None:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self.fd, signal.SIGKILL)
+
+
+def assert_ends(worker):
+    if worker.has_ended(60):
+        return
+    logs = os.path.join(skate.init(ignore_reinit_error=True).address_info["session_dir"], "logs")
+    said = {}
+    for name in sorted(os.listdir(logs)):
+        with open(os.path.join(logs, name), errors="replace") as file:
+            said[name] = file.read()[-2000:]
+    pytest.fail(f"worker {worker.pid} does not end; the logs: {said}")
 
 
 @skate.remote(max_calls=1, num_cpus=0)
@@ -81,7 +93,7 @@ def check(refs, inner):
 
 def test_a_worker_goes_and_its_values_stay():
     pid, refs = skate.get(leave.remote([skate.put("mine"), skate.put("too")]))
-    assert Process(pid).has_ended(60)
+    assert_ends(Process(pid))
     check(refs, ["mine", "too"])
 
 
@@ -121,7 +133,7 @@ def test_what_it_left_travels_and_is_kept_by_others():
     pid, refs = skate.get(leave.remote([skate.put("mine")]))
     skate.get(keeper.keep.remote(refs))
     del refs
-    assert Process(pid).has_ended(60)
+    assert_ends(Process(pid))
     skate.get(keeper.check.remote())
     again = skate.get(keeper.give.remote())
     skate.kill(keeper)
@@ -136,7 +148,7 @@ def test_a_ref_that_nobody_read_keeps_what_it_leads_to():
 
     pids, (ref,) = skate.get(outer.remote([]))
     for pid in pids:
-        assert Process(pid).has_ended(60)
+        assert_ends(Process(pid))
     check(skate.get(ref)[0], [])
 
 
@@ -172,7 +184,7 @@ def test_it_stays_for_a_task_of_its_own():
     assert worker.fd is not None and not worker.has_ended(0)
     assert skate.get(small) == "small"
     skate.get(gate.push.remote())
-    assert worker.has_ended(60)
+    assert_ends(worker)
     assert skate.get(result) == "done"
     assert skate.get(read.remote([small])) == ["small"], (
         "what was read before its owner's end can be passed on"
@@ -187,7 +199,7 @@ def test_many_small_values_are_handed_over_in_parts():
         return os.getpid(), [skate.put(bytes([i]) * size) for i in range(count)]
 
     pid, refs = skate.get(many.remote())
-    assert Process(pid).has_ended(60)
+    assert_ends(Process(pid))
     assert [value[:1] for value in skate.get(refs)] == [bytes([i]) for i in range(count)]
 
 
@@ -196,7 +208,7 @@ def test_what_it_left_is_freed(reads):
     "More than the store holds goes through it: nothing is spilled only if what went before is freed."
     for _ in range(12):
         pid, refs = skate.get(leave.remote([]))
-        assert Process(pid).has_ended(60)
+        assert_ends(Process(pid))
         if reads:
             check(refs, [])
         del refs
@@ -221,7 +233,7 @@ def test_killed_in_the_midst_it_costs_no_more_than_small_values():
         assert int(skate.get(large, timeout=60).sum()) == 7 * LARGE
         zeros, inner = skate.get(nest, timeout=60)
         assert not zeros.any() and int(skate.get(inner).sum()) == 7 * LARGE
-        assert worker.has_ended(60)
+        assert_ends(worker)
         del small, large, nest, ref, zeros, inner
     assert bytes_on_disk(descendants(os.getpid()), SPILLED) == 0
 

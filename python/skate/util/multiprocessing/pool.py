@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import collections
 import itertools
+import logging
 import threading
 from multiprocessing import TimeoutError
 from typing import TYPE_CHECKING, Any
 
 import skate
+from skate import _config
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+
+logger = logging.getLogger(__name__)
 
 __all__ = [
     "AsyncResult",
@@ -199,8 +203,9 @@ class UnorderedIMapIterator(IMapIterator):
 class Pool:
     """The interface of multiprocessing.Pool.
 
-    `processes` defaults to the CPUs of the cluster. `ray_address` is the cluster to join if nothing is
-    connected yet, `ray_remote_args` are the options of the actors.
+    `processes` defaults to the CPUs of the cluster; if there is none, one with so many CPUs is started.
+    `ray_address` is the cluster to join if nothing is connected yet, `ray_remote_args` are the options of the
+    actors, which take no CPU by default.
     """
 
     def __init__(
@@ -214,18 +219,18 @@ class Pool:
         ray_remote_args: dict[str, Any] | None = None,
     ) -> None:
         if context is not None:
-            raise ValueError("context has no meaning for actors: leave it out")
+            logger.warning("the processes of a Pool are actors: its context=%r has no effect", context)
         if not skate.is_initialized():
-            skate.init(address=ray_address)
+            is_own = ray_address in (None, "local") and not _config.env("ADDRESS")
+            skate.init(address=ray_address, num_cpus=processes if is_own else None)
         available = int(skate.cluster_resources().get("CPU", 0))
         if processes is None:
             processes = max(1, available)
         if processes <= 0:
             raise ValueError(f"processes must be positive, not {processes}")
-        if processes > available and not ray_remote_args:
-            raise ValueError(f"{processes} processes need as many CPUs, and the cluster has {available}")
-        options = {"num_cpus": 1, **(ray_remote_args or {})}
-        self._actor_class = skate.remote(PoolActor).options(**options)
+        if processes > available:
+            raise ValueError(f"{processes} processes want as many CPUs, and the cluster has {available}")
+        self._actor_class = skate.remote(PoolActor).options(**{"num_cpus": 0, **(ray_remote_args or {})})
         self._initializer = initializer
         self._initargs = tuple(initargs or ())
         self._max_tasks = maxtasksperchild or -1
@@ -243,7 +248,6 @@ class Pool:
         return self._actor_class.remote(self._initializer, self._initargs)
 
     def _run_batch(self, func: Callable[..., Any], batch: list[tuple[Any, Any]]) -> Any:
-        self._check_running()
         index = next(self._turn)
         actor, count = self._actors[index]
         if self._max_tasks > 0 and count >= self._max_tasks:
@@ -282,6 +286,7 @@ class Pool:
         callback: Callable[[Any], None] | None = None,
         error_callback: Callable[[BaseException], None] | None = None,
     ) -> AsyncResult:
+        self._check_running()
         ref = self._run_batch(func, [(tuple(args or ()), dict(kwargs or {}))])
         return AsyncResult([ref], callback, error_callback, single_result=True)
 
