@@ -5,6 +5,8 @@
 #pragma once
 
 #include <Python.h>
+#include <cxxabi.h>
+#include <unistd.h>
 
 #include <map>
 #include <memory>
@@ -43,9 +45,22 @@ class Object {
   PyObject* object_ = nullptr;
 };
 
+/// `take` takes the GIL. Once the interpreter ends, CPython ends a thread that does so by pthread_exit, which
+/// no frame of C++ stands: such a thread waits for the end of the process, as in CPython 3.14.
+template <class Take>
+auto take_gil(Take take) {
+  try {
+    return take();
+  } catch (abi::__forced_unwind&) {
+    for (;;) ::pause();
+  }
+}
+
 struct WithoutGil {
   WithoutGil() : state(PyEval_SaveThread()) {}
-  ~WithoutGil() { PyEval_RestoreThread(state); }
+  ~WithoutGil() {
+    take_gil([this] { PyEval_RestoreThread(state); });
+  }
   PyThreadState* state;
 };
 

@@ -162,7 +162,7 @@ bool adopt_connection(std::unique_ptr<Connection> connection) {
 }
 
 bool interrupted() {
-  PyGILState_STATE state = PyGILState_Ensure();
+  PyGILState_STATE state = take_gil([] { return PyGILState_Ensure(); });
   bool raised = PyErr_CheckSignals() != 0;
   PyGILState_Release(state);
   return raised;

@@ -260,3 +260,21 @@ except skate.exceptions.SkateError as error:
     os.kill(node, signal.SIGTERM)
     assert d.until("TOLD ") in ("NodeDiedError", "ActorDiedError")
     assert d.finish()[0] == 0
+
+
+def test_daemon_threads_in_a_call_do_not_disturb_the_exit(driver):
+    """CPython ends a thread that takes the GIL too late by unwinding it."""
+    for _ in range(5):
+        d = driver(
+            """
+import threading, time
+import skate
+
+skate.init(num_cpus=1, log_to_driver=False)
+ref = skate.remote(lambda: time.sleep(1000)).remote()
+for _ in range(8):
+    threading.Thread(target=skate.get, args=(ref,), daemon=True).start()
+"""
+        )
+        rc, out = d.finish()
+        assert rc == 0, out
