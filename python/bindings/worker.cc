@@ -309,8 +309,10 @@ bool yield_error(Runtime& runtime, const TaskPtr& task, PyObject* callable) {
   OutgoingValue error;
   bool retry = false;
   if (error_value(runtime, *task, exception.get(), callable, error, &retry)) {
-    if (!retry && runtime.send_item(task, std::move(error))) return true;
-    runtime.unpin_all(error.contained);
+    if (retry)
+      runtime.unpin_all(error.contained);
+    else if (runtime.send_item(task, std::move(error)))
+      return true;
   }
   PyErr_SetObject(reinterpret_cast<PyObject*>(Py_TYPE(exception.get())), exception.get());
   return false;

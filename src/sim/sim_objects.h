@@ -60,7 +60,7 @@ class SimObjects final : private node::AdoptionEffects {
  public:
   SimObjects(rt::SimLoop& loop, const NodeId& node, SimDaemon& daemon, SimObjectsOptions options,
              ObjectCounts& counts);
-  ~SimObjects();
+  ~SimObjects() override;
 
   // For the node.
   SimProcess& start(ProcessNumber number, const JobId& job, bool is_driver);
