@@ -284,11 +284,11 @@ class _AsyncServer:
 
     def on_readable(self) -> None:
         core = self._core
-        for item in [] if core.leaving() else core.next_batch():
+        for item in core.next_batch():
             group = item[0].concurrency_group
             if group not in self._free:
                 core.reply_error(item[0], ValueError(self._no_group(group)))
-            elif self._free[group] > 0:
+            elif self._free[group] > 0 and not core.leaving():
                 self._free[group] -= 1
                 self._start(item)
             else:
@@ -305,6 +305,7 @@ class _AsyncServer:
     def _start(self, item: Any) -> None:
         call, name, args, kwargs = item
         if self._core.leaving():
+            self._waiting[call.concurrency_group].append(item)
             return self._release(call.concurrency_group)
         try:
             method, is_plain = self._method(name)

@@ -221,6 +221,30 @@ def test_calls_that_run_end_before_the_actor_does(end, signal):
         ray.get(actor.hold.remote(signal), timeout=30)
 
 
+def test_a_stream_comes_to_its_end_before_its_actor_does(signal):
+    @ray.remote(num_cpus=0)
+    class Actor:
+        async def items(self):
+            for i in range(5):
+                yield i
+
+        async def tell(self, signal):
+            await signal.send.remote()
+
+        async def leave(self, signal):
+            self.told = asyncio.ensure_future(self.tell(signal))  # runs when this call has ended
+            ray.actor.exit_actor()
+
+    actor = Actor.remote()
+    stream = actor.items.options(num_returns="streaming", _generator_backpressure_num_objects=1).remote()
+    assert ray.get(next(stream)) == 0
+    left = actor.leave.remote(signal)
+    ray.get(signal.wait.remote(), timeout=30)
+    assert [ray.get(ref) for ref in stream] == [1, 2, 3, 4]
+    with pytest.raises(ray.exceptions.ActorDiedError):
+        ray.get(left, timeout=30)
+
+
 def test_async_constructor():
     @ray.remote(num_cpus=0)
     class Actor:
