@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import pickle
 import types
-from typing import Any, Generic, NoReturn, TypeVar
+from typing import Any, Generic, NoReturn, TypeVar, Union
 
 from skate import _options, _runtime, _signature, _skate
 from skate._ids import ActorID
@@ -328,6 +328,10 @@ class ActorHandle(Generic[T]):
 
     def __reduce__(self) -> Any:
         return ActorHandle, (self._skate_core,)
+
+
+#: For annotations: a handle, in which type checkers find the methods of the class too.
+ActorProxy = Union[ActorHandle[T], type[T]]  # noqa: UP007  (an alias that takes a parameter)
 
 
 class ActorMethod:

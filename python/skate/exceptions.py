@@ -8,8 +8,41 @@ if TYPE_CHECKING:
     from skate._ids import TaskID
 
 
+_BYTES_MAGIC = b"skate-error 1\n"
+
+
 class SkateError(Exception):
     """Root of all errors that the runtime raises."""
+
+    def to_bytes(self) -> bytes:
+        """This error, with its text and traceback for those who cannot load it."""
+        import traceback
+
+        import cloudpickle
+
+        pickled: bytes = cloudpickle.dumps(self)
+        text = "".join(traceback.format_exception(type(self), self, self.__traceback__)).encode()
+        return _BYTES_MAGIC + len(pickled).to_bytes(8, "little") + pickled + text
+
+    @staticmethod
+    def from_bytes(b: bytes) -> Any:
+        """What `to_bytes` made, which has to come from somebody that you trust: it is a pickle. An
+        UnserializableException where it does not load here."""
+        head = len(_BYTES_MAGIC) + 8
+        size = int.from_bytes(b[head - 8 : head], "little")
+        if not b.startswith(_BYTES_MAGIC) or len(b) < head + size:
+            raise ValueError("these bytes hold no error: pass what SkateError.to_bytes returned, all of it")
+        return loaded_error(b[head : head + size], b[head + size :].decode("utf-8", "replace"))
+
+
+def loaded_error(pickled: bytes, text: str) -> Any:
+    """The pickled error, or `text` as an error where it does not load."""
+    import pickle
+
+    try:
+        return pickle.loads(pickled)
+    except Exception:  # whatever the class of the error does, or its module that is not here
+        return UnserializableException(text)
 
 
 class TaskError(SkateError):

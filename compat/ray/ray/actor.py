@@ -5,6 +5,7 @@ from skate.actor import (
     ActorClassInheritanceException,
     ActorHandle,
     ActorMethod,
+    ActorProxy,
     exit_actor,
     method,
 )
@@ -14,6 +15,7 @@ __all__ = [
     "ActorClassInheritanceException",
     "ActorHandle",
     "ActorMethod",
+    "ActorProxy",
     "exit_actor",
     "method",
 ]

@@ -48,6 +48,31 @@ LocalRayletDiedError = LocalNodeDiedError
 # Ray's own spelling.
 OufOfBandObjectRefSerializationException = OutOfBandObjectRefSerializationException
 
+
+# What follows is for `except` clauses that programs have: errors of compiled graphs and of direct transport, which
+# Skate does not have, and one that Ray has kept by name only.
+
+
+class PlasmaObjectNotAvailable(RayError):
+    """An object was not available in the given time; `get` raises GetTimeoutError for that."""
+
+
+class RayChannelError(RaySystemError):
+    """A channel of a compiled graph failed."""
+
+
+class RayChannelTimeoutError(RayChannelError, TimeoutError):
+    """A channel of a compiled graph was not ready in the given time."""
+
+
+class RayCgraphCapacityExceeded(RaySystemError):
+    """A compiled graph has more executions in flight than it has buffers for."""
+
+
+class RayDirectTransportError(RaySystemError):
+    """A tensor could not be sent between two actors directly."""
+
+
 RAY_EXCEPTION_TYPES = [
     ActorAlreadyExistsError,
     ActorDiedError,
@@ -72,7 +97,12 @@ RAY_EXCEPTION_TYPES = [
     OutOfMemoryError,
     OwnerDiedError,
     PendingCallsLimitExceeded,
+    PlasmaObjectNotAvailable,
     RayActorError,
+    RayCgraphCapacityExceeded,
+    RayChannelError,
+    RayChannelTimeoutError,
+    RayDirectTransportError,
     RayError,
     RaySystemError,
     RayTaskError,
@@ -112,8 +142,13 @@ __all__ = [
     "OutOfMemoryError",
     "OwnerDiedError",
     "PendingCallsLimitExceeded",
+    "PlasmaObjectNotAvailable",
     "RAY_EXCEPTION_TYPES",
     "RayActorError",
+    "RayCgraphCapacityExceeded",
+    "RayChannelError",
+    "RayChannelTimeoutError",
+    "RayDirectTransportError",
     "RayError",
     "RaySystemError",
     "RayTaskError",

@@ -75,6 +75,14 @@ def test_exception_names():
     assert type(pickle.loads(pickle.dumps(error))) is skate.exceptions.ActorError
 
 
+def test_members_that_ray_names():
+    a, b = ray.put(1), ray.NodeID.from_random()
+    for id in (a, b):
+        assert id.redis_shard_hash() == type(id)(id.binary()).redis_shard_hash()
+    assert a.redis_shard_hash() != b.redis_shard_hash()
+    assert a.tensor_transport() is None
+
+
 @pytest.mark.parametrize(
     ("module", "name"),
     [
@@ -89,6 +97,7 @@ def test_exception_names():
         ("ray.util", "ActorPool"),
         ("ray.util.accelerators", "NVIDIA_H100"),
         ("ray.util.annotations", "PublicAPI"),
+        ("ray.util.accelerators.accelerators", "NVIDIA_H200"),
         ("ray.util.joblib", "register_ray"),
         ("ray.util.multiprocessing", "Pool"),
         ("ray.util.multiprocessing.pool", "AsyncResult"),

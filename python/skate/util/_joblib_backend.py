@@ -12,16 +12,21 @@ from skate.util.multiprocessing.pool import AsyncResult, Pool
 
 
 class SkateBackend(ParallelBackendBase):  # type: ignore[misc]
-    """One batch of calls is one call of the pool. `remote_args` are options of the pool's actors."""
+    """One batch of calls is one call of the pool. `ray_remote_args` are options of the pool's actors."""
 
     supports_timeout = True
     supports_sharedmem = False
     uses_threads = False
 
-    def __init__(self, nesting_level: int | None = None, remote_args: Any = None, **kwargs: Any) -> None:
-        remote_args = kwargs.pop("ray_remote_args", remote_args)
-        super().__init__(nesting_level=nesting_level, **kwargs)
-        self._remote_args = remote_args
+    def __init__(
+        self,
+        nesting_level: int | None = None,
+        inner_max_num_threads: int | None = None,
+        ray_remote_args: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(nesting_level=nesting_level, inner_max_num_threads=inner_max_num_threads, **kwargs)
+        self._remote_args = ray_remote_args
         self._pool: Pool | None = None
 
     def effective_n_jobs(self, n_jobs: int | None) -> int:
@@ -36,9 +41,21 @@ class SkateBackend(ParallelBackendBase):  # type: ignore[misc]
         cpus = int(skate.cluster_resources().get("CPU", 1))
         return max(1, cpus + 1 + n_jobs)
 
-    def configure(self, n_jobs: int = 1, parallel: Any = None, **kwargs: Any) -> int:
+    def configure(
+        self,
+        n_jobs: int = 1,
+        parallel: Any = None,
+        prefer: str | None = None,
+        require: str | None = None,
+        ray_remote_args: dict[str, Any] | None = None,
+        **memmapping: Any,
+    ) -> int:
+        """joblib has used `prefer` and `require` to choose this backend; `memmapping` is about files for large
+        arrays, which the object store stands for here."""
         n_jobs = self.effective_n_jobs(n_jobs)
         self.parallel = parallel
+        if ray_remote_args is not None:
+            self._remote_args = ray_remote_args
         self._pool = Pool(n_jobs, ray_remote_args=self._remote_args)
         return n_jobs
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import skate
 from skate import _runtime, _skate
-from skate._ids import PlacementGroupID
+from skate._ids import NodeID, PlacementGroupID
 
 VALID_PLACEMENT_GROUP_STRATEGIES = {"PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"}
 
@@ -94,6 +94,32 @@ def placement_group(
     topology_strategy: dict[str, str] | None = None,
 ) -> PlacementGroup:
     """Asks for a group; returns at once. `ready` and `wait` tell when it is there."""
+    validate_placement_group(
+        bundles, strategy, lifetime, _soft_target_node_id, bundle_label_selector, topology_strategy
+    )
+    bundles = _check_bundles(bundles)
+    _runtime.ensure_connected()
+    request = {
+        "bundles": bundles,
+        "strategy": strategy or "PACK",
+        "name": name,
+        "detached": lifetime == "detached",
+        "soft_target_node_id": _soft_target_node_id or "",
+        "bundle_label_selector": bundle_label_selector or [],
+    }
+    answer = json.loads(_skate.control_call("pg_create", json.dumps(request)))
+    return PlacementGroup(PlacementGroupID(bytes.fromhex(answer["id"])), bundles)
+
+
+def validate_placement_group(
+    bundles: list[dict[str, float]],
+    strategy: str | None = None,
+    lifetime: str | None = None,
+    _soft_target_node_id: str | None = None,
+    bundle_label_selector: list[dict[str, str]] | None = None,
+    topology_strategy: dict[str, str] | None = None,
+) -> None:
+    """ValueError where `placement_group` would raise it."""
     if topology_strategy:
         raise ValueError("topology_strategy is not supported: leave it out")
     strategy = strategy or "PACK"
@@ -105,8 +131,10 @@ def placement_group(
         raise ValueError(f"lifetime must be None or 'detached', not {lifetime!r}")
     if _soft_target_node_id is not None and strategy != "STRICT_PACK":
         raise ValueError(f"_soft_target_node_id goes with STRICT_PACK only, not with {strategy}")
-    bundles = _check_bundles(bundles)
-    if bundle_label_selector:
+    if _soft_target_node_id and NodeID.from_hex(_soft_target_node_id).is_nil():
+        raise ValueError("_soft_target_node_id is the nil id: pass a node's, or None")
+    _check_bundles(bundles)
+    if bundle_label_selector is not None:
         from skate._options import check_label_selector
 
         if len(bundle_label_selector) != len(bundles):
@@ -116,17 +144,14 @@ def placement_group(
             )
         for selector in bundle_label_selector:
             check_label_selector(selector)
-    _runtime.ensure_connected()
-    request = {
-        "bundles": bundles,
-        "strategy": strategy,
-        "name": name,
-        "detached": lifetime == "detached",
-        "soft_target_node_id": _soft_target_node_id or "",
-        "bundle_label_selector": bundle_label_selector or [],
-    }
-    answer = json.loads(_skate.control_call("pg_create", json.dumps(request)))
-    return PlacementGroup(PlacementGroupID(bytes.fromhex(answer["id"])), bundles)
+
+
+def check_placement_group_index(placement_group: PlacementGroup, bundle_index: int) -> None:
+    """ValueError unless the group has this bundle; -1 stands for any, and the empty group has no other."""
+    count = placement_group.bundle_count
+    if not -1 <= bundle_index < count:
+        has = f"has the bundles 0 to {count - 1}" if count else "is empty"
+        raise ValueError(f"there is no bundle {bundle_index}: the placement group {has}; pass -1 for any")
 
 
 def _check_bundles(bundles: Any) -> list[dict[str, float]]:

@@ -3,6 +3,7 @@
 import pickle
 import sys
 import traceback
+import types
 
 import pytest
 import ray
@@ -355,6 +356,10 @@ def test_exception_names():
         "OutOfMemoryError",
         "OwnerDiedError",
         "PendingCallsLimitExceeded",
+        "PlasmaObjectNotAvailable",
+        "RayCgraphCapacityExceeded",
+        "RayChannelError",
+        "RayDirectTransportError",
         "RaySystemError",
         "RuntimeEnvSetupError",
         "TaskCancelledError",
@@ -368,8 +373,60 @@ def test_exception_names():
     assert issubclass(e.ActorUnavailableError, e.RayActorError)
     assert issubclass(e.OwnerDiedError, e.ObjectLostError)
     assert issubclass(e.RayActorError, RayError)
+    assert issubclass(e.RayChannelTimeoutError, (e.RayChannelError, TimeoutError))
+    assert issubclass(e.RayChannelError, e.RaySystemError)
+    assert {e.PlasmaObjectNotAvailable, e.RayChannelError, RayError} <= set(e.RAY_EXCEPTION_TYPES)
 
 
 def test_system_errors_pickle():
     error = ray.exceptions.GetTimeoutError("late")
     assert type(pickle.loads(pickle.dumps(error))) is ray.exceptions.GetTimeoutError
+
+
+def test_an_error_goes_to_bytes_and_back():
+    @ray.remote
+    def fail():
+        raise MyError("on purpose")
+
+    with pytest.raises(RayTaskError) as caught:
+        ray.get(fail.remote())
+    back = RayError.from_bytes(RayTaskError.to_bytes(caught.value))
+    assert isinstance(back, RayTaskError)
+    assert isinstance(back, MyError)
+    assert back.cause.args == ("on purpose",)
+    late = RayError.from_bytes(ray.exceptions.GetTimeoutError("late").to_bytes())
+    assert type(late) is ray.exceptions.GetTimeoutError
+    assert late.args == ("late",)
+
+
+def _refuse(*args):
+    raise LookupError("not here")
+
+
+class Homesick(RayError):
+    def __reduce__(self):
+        return _refuse, self.args
+
+
+def test_an_error_that_does_not_load_keeps_its_text():
+    back = RayError.from_bytes(Homesick("far away").to_bytes())
+    assert type(back) is ray.exceptions.UnserializableException
+    assert "far away" in str(back)
+
+
+def test_bytes_that_hold_no_error_are_refused():
+    whole = RayError("text").to_bytes()
+    for wrong in (b"\xff" * 40, whole[:40]):
+        with pytest.raises(Exception) as caught:
+            RayError.from_bytes(wrong)
+        assert not isinstance(caught.value, RayError)
+
+
+def test_an_error_in_a_message():
+    pickled = ray.cloudpickle.dumps(RayError("text"))
+    message = types.SimpleNamespace(language=0, serialized_exception=pickled, formatted_exception_string="")
+    assert RayError.from_ray_exception(message).args == ("text",)
+    message.serialized_exception, message.formatted_exception_string = b"nonsense", "what it said"
+    broken = RayError.from_ray_exception(message)
+    assert type(broken) is ray.exceptions.UnserializableException
+    assert "what it said" in str(broken)

@@ -182,3 +182,17 @@ def test_joblib_backend():
     with joblib.parallel_backend("ray", n_jobs=2):
         pids = set(joblib.Parallel()(joblib.delayed(pid)(i) for i in range(10)))
     assert os.getpid() not in pids
+
+
+def test_joblib_backend_with_options_of_its_actors():
+    from ray.util.joblib import register_ray
+    from ray.util.joblib.ray_backend import RayBackend
+
+    register_ray()
+    options = {"runtime_env": {"env_vars": {"OF_THE_POOL": "yes"}}}
+    with joblib.parallel_backend("ray", n_jobs=2, ray_remote_args=options):
+        seen = joblib.Parallel()(joblib.delayed(os.getenv)("OF_THE_POOL") for _ in range(4))
+    assert seen == ["yes"] * 4
+    with joblib.parallel_backend(RayBackend(ray_remote_args={"num_cpus": 0}), n_jobs=2):
+        call = joblib.Parallel(ray_remote_args=options)  # goes before the backend's
+        assert call(joblib.delayed(os.getenv)("OF_THE_POOL") for _ in range(4)) == ["yes"] * 4

@@ -7,6 +7,7 @@ import ray
 from coordination import eventually
 from ray.util import get_current_placement_group, placement_group, remove_placement_group
 from ray.util import placement_group_table as table
+from ray.util.placement_group import PlacementGroup, check_placement_group_index, validate_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy as InGroup
 
 CLUSTER = {"num_cpus": 3, "resources": {"widget": 2}}
@@ -305,3 +306,31 @@ def test_a_found_group_knows_its_bundles(make):
     found = ray.util.get_placement_group("found")
     assert found.bundle_specs == [{"CPU": 1.0}, {"widget": 1.0}]
     assert found.bundle_count == 2
+
+
+def test_the_index_of_a_bundle_is_checked():
+    group = placement_group([{"CPU": 1}, {"CPU": 1}])
+    for index in (-1, 0, 1):
+        check_placement_group_index(group, index)
+    for index in (-2, 2):
+        with pytest.raises(ValueError):
+            check_placement_group_index(group, index)
+    remove_placement_group(group)
+    check_placement_group_index(PlacementGroup.empty(), -1)
+    with pytest.raises(ValueError):
+        check_placement_group_index(PlacementGroup.empty(), 0)
+
+
+def test_what_a_group_asks_for_is_checked():
+    validate_placement_group([{"CPU": 1}], strategy="SPREAD", lifetime="detached")
+    validate_placement_group([{"CPU": 1}], bundle_label_selector=[{"zone": "a"}])
+    for wrong in (
+        {"bundles": []},
+        {"bundles": [{"CPU": 1}], "strategy": "SOMEWHERE"},
+        {"bundles": [{"CPU": 1}], "lifetime": "forever"},
+        {"bundles": [{"CPU": 1}], "_soft_target_node_id": ray.NodeID.from_random().hex()},
+        {"bundles": [{"CPU": 1}], "_soft_target_node_id": ray.NodeID.nil().hex(), "strategy": "STRICT_PACK"},
+        {"bundles": [{"CPU": 1}], "bundle_label_selector": []},
+    ):
+        with pytest.raises(ValueError):
+            validate_placement_group(**wrong)

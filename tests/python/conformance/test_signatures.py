@@ -78,10 +78,14 @@ def test_keyword_only_parameters():
         "actor.ActorHandle",
         "actor.ActorClass",
         "actor.ActorMethod",
+        "actor.ActorProxy",
         "actor.exit_actor",
         "cloudpickle.dumps",
         "cloudpickle.loads",
+        "ObjectRef.redis_shard_hash",
+        "ObjectRef.tensor_transport",
         "exceptions.RayTaskError",
+        "exceptions.RayError.from_ray_exception",
         "method",
         "remote",
         "runtime_context.RuntimeContext",
@@ -100,6 +104,8 @@ def test_keyword_only_parameters():
         "util.get_placement_group",
         "util.placement_group_table",
         "util.get_current_placement_group",
+        "util.accelerators.accelerators.NVIDIA_H200",
+        "util.joblib.ray_backend.RayBackend",
         "util.queue.Queue",
         "util.queue.Empty",
         "util.queue.Full",
@@ -112,6 +118,8 @@ def test_names_exist(path):
     import importlib
 
     importlib.import_module("ray.util.queue")
+    importlib.import_module("ray.util.accelerators.accelerators")
+    importlib.import_module("ray.util.joblib.ray_backend")
     importlib.import_module("ray.util.multiprocessing")
     importlib.import_module("ray.util.scheduling_strategies")
     importlib.import_module("ray.runtime_env")

@@ -357,5 +357,5 @@ class Pool:
         self._actors = []
 
 
-def div_round_up(n: int, d: int) -> int:
-    return -(-n // d)
+def div_round_up(a: int, b: int) -> int:
+    return -(-a // b)
